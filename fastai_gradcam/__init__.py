@@ -1,0 +1,48 @@
+"""Watch where a fastai image model looks, epoch by epoch, without changing its training."""
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .callback import GradCAMCallback
+    from .cam import CAMs, gradcam
+    from .hooks import Hook, HookBwd
+    from .learner import CAM
+    from .run import Run
+
+__all__ = ["CAM", "CAMs", "GradCAMCallback", "Hook", "HookBwd", "Run", "gradcam"]
+
+# A run can be read, and its report made, on a machine without torch: each name is imported when it is asked for.
+_homes = {
+    "CAM": "learner",
+    "CAMs": "cam",
+    "GradCAMCallback": "callback",
+    "Hook": "hooks",
+    "HookBwd": "hooks",
+    "Run": "run",
+    "gradcam": "cam",
+}
+
+
+def __getattr__(name: str):
+    if name not in _homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_homes[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# `learn.gradcam` is there as soon as both packages are imported, in either order.
+if "fastai.learner" in sys.modules:
+    import_module(".learner", __name__)
+else:
+    from ._attach import attach_when_fastai_loads
+
+    attach_when_fastai_loads()

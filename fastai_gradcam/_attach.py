@@ -1,0 +1,32 @@
+"""Gives `Learner` its methods when fastai is imported after this package, without importing it now."""
+
+import sys
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+_LAST_NEEDED = "fastai.vision.learner"
+
+
+class _Attach(MetaPathFinder):
+    "Steps aside at once, and imports `fastai_gradcam.learner` right after fastai's own learner module has run."
+
+    def find_spec(self, name, path=None, target=None):
+        if name != _LAST_NEEDED:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        run = spec.loader.exec_module
+
+        def run_then_attach(module):
+            run(module)
+            import_module("fastai_gradcam.learner")
+
+        spec.loader.exec_module = run_then_attach
+        return spec
+
+
+def attach_when_fastai_loads() -> None:
+    sys.meta_path.insert(0, _Attach())

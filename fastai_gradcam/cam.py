@@ -1,0 +1,175 @@
+"""The engine: `gradcam(model, x)` makes class activation maps from one forward pass and one short backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .guard import evaluating
+from .hooks import Restart
+from .layers import Layer, Reshape, default_layer, named_layers, spatial, unwrap
+from .methods import Method, resolve_method
+from .targets import Target, main_output, scores
+
+__all__ = ["CAMs", "gradcam"]
+
+
+@dataclass
+class CAMs:
+    """The class activation maps of a batch.
+
+    `maps[i]`: the maps of `layers[i]`, raw (in units of the score, not normalised) and at the layer's own resolution,
+    float32 `(N, *space)`, or `(N, K, *space)` for `(N, K)` targets. `layers`: dotted names. `output`: the model's
+    detached output. `target`: the LongTensor `(N,)` or `(N, K)` explained, `None` for a callable.
+    `negative_share[i]`: share of the absolute mass of each map that was negative before the method's ReLU, 0…1,
+    `(N,)` or `(N, K)`, NaN for a map without mass.
+    """
+
+    maps: list[Tensor]
+    layers: list[str]
+    output: Any
+    target: Tensor | None
+    negative_share: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.maps)
+
+
+def gradcam(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layer: Layer = None,
+    target: Target = None,
+    method: str | Callable[[Tensor, Tensor], Tensor] = "gradcam",
+    reshape: Reshape | None = None,
+) -> CAMs:
+    """Class activation maps of `x`, and nothing about `model` changed.
+
+    - `x`: `(N, C, *space)` on the model's device, as the model takes it (normalised).
+    - `layer`: `None` (the last with space that takes part in the score), a module, a dotted name, or a list of these.
+    - `target`: `None` (each image's predicted class), an int, a LongTensor `(N,)` (one class per image) or `(N, K)`
+      (K classes per image), or a callable `output -> (N,)` scores. Logits are explained, never probabilities.
+    - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps` on
+      `(N, C, *space)` tensors.
+    - `reshape`: a callable from the layer's output to `(N, C, *space)`, where the default reads it wrongly.
+
+    Runs in evaluation mode: one forward pass, and one backward pass per class from the score to the earliest layer
+    asked for. An outer `no_grad` or a frozen body is no obstacle. Raises `ValueError` or `TypeError` for a layer,
+    target or method that does not exist or does not fit, before or after the forward pass.
+
+    Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; the other methods name theirs.
+    """
+    how = resolve_method(method)
+    net = unwrap(model)
+    with torch.inference_mode(False), evaluating(net):
+        x = _as_batch(x)
+        if layer is None:
+            chosen = [default_layer(net, x, net, lambda output: _sum(scores(output, _for_probe(target, len(x)))[0]))]
+        else:
+            chosen = named_layers(net, layer)
+        output, acts, per_score, classes = _differentiate(net, x, chosen, target)
+    maps, negative = [], []
+    for i, (name, _) in enumerate(chosen):
+        to_space = spatial(acts[i], x.shape, reshape)
+        if to_space is None:
+            raise ValueError(
+                f"The output of layer {name!r} has shape {tuple(acts[i].shape)} for an input {tuple(x.shape)}: it has no "
+                "space to map. Choose an earlier layer, or say with reshape= how it maps to (N, C, *space)."
+            )
+        made = [_map(how, to_space(acts[i]), to_space(grads[i]), name) for grads in per_score]
+        several = classes is not None and classes.ndim == 2
+        maps.append(torch.stack([m for m, _ in made], 1) if several else made[0][0])
+        negative.append(torch.stack([s for _, s in made], 1) if several else made[0][1])
+    return CAMs(maps, [name for name, _ in chosen], _detached(output), classes, negative)
+
+
+def _as_batch(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor (N, C, *space), got {type(x).__name__}.")
+    if x.ndim < 3 or len(x) == 0:
+        raise ValueError(f"x must be a batch (N, C, *space) with N ≥ 1, got shape {tuple(x.shape)}.")
+    plain = x.detach().as_subclass(Tensor)
+    return plain.clone() if plain.is_inference() else plain
+
+
+def _for_probe(target: Target, n: int) -> Target:
+    "`target` for the first two images, which are all that the search for a layer looks at."
+    if target is None or isinstance(target, int) or callable(target):
+        return target
+    wanted = torch.as_tensor(target)
+    return wanted[:2] if wanted.ndim and len(wanted) == n else target
+
+
+def _sum(each: list[Tensor]) -> Tensor:
+    return torch.stack([s.sum() for s in each]).sum()
+
+
+def _differentiate(net: nn.Module, x: Tensor, chosen, target: Target):
+    "Output, activations per layer, gradients per score and layer, and the classes explained."
+    modules = [module for _, module in chosen]
+    # A network that turns gradients off by itself (a body under `no_grad`), or whose fast path skips its modules,
+    # hides the layer from the first try; the second runs with gradients on throughout.
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), Restart(modules) as restart:
+            output = net(x)
+            each, classes = scores(output, target)
+        ran = [t is not None for t in restart.outputs]
+        if all(ran) and all(s.requires_grad for s in each):
+            break
+    for (name, module), hit in zip(chosen, ran, strict=True):
+        if not hit:
+            raise ValueError(
+                f"Layer {name!r} ({type(module).__name__}) gave no tensor in the forward pass: it was not run, or its "
+                "output holds no floating-point tensor."
+            )
+    per_score = []
+    for k, score in enumerate(each):
+        keep = k + 1 < len(each)
+        grads = (
+            torch.autograd.grad(score.sum(), restart.outputs, retain_graph=keep, allow_unused=True)
+            if score.requires_grad
+            else [None] * len(chosen)
+        )
+        for (name, _), g in zip(chosen, grads, strict=True):
+            if g is None:
+                raise ValueError(
+                    f"The score does not depend on layer {name!r}: no gradient arrives there. Choose a layer that the "
+                    "score is computed from."
+                )
+        per_score.append(grads)
+    return output, [t.detach() for t in restart.outputs], per_score, classes
+
+
+def _map(how: Method, A: Tensor, G: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    "The map of one score at one layer, and the share of its mass that was negative."
+    with torch.no_grad():
+        A, G = A.float(), G.float()
+        signed = how.signed(A, G)
+        wanted = (len(A), *A.shape[2:])
+        if not isinstance(signed, Tensor) or tuple(signed.shape) != wanted:
+            got = tuple(signed.shape) if isinstance(signed, Tensor) else type(signed).__name__
+            raise ValueError(
+                f"Method {how.name!r} must return maps of shape {wanted} for activations {tuple(A.shape)} of layer "
+                f"{name!r}, got {got}."
+            )
+        mass = signed.abs().flatten(1).sum(1)
+        negative = (-signed).relu().flatten(1).sum(1)
+        return signed.relu() if how.relu else signed, negative / torch.where(mass > 0, mass, torch.nan)
+
+
+def _detached(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, (tuple, list)):
+        return type(output)(*map(_detached, output)) if hasattr(output, "_fields") else type(output)(map(_detached, output))
+    if isinstance(output, dict):
+        return type(output)({k: _detached(v) for k, v in output.items()})
+    return output

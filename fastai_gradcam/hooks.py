@@ -1,0 +1,150 @@
+"""Hooks on modules: `Hook` and `HookBwd` for notebooks, and `Restart`, which the engine uses to capture activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastai.callback.hook import Hook as FastaiHook
+from torch import Tensor, nn
+
+__all__ = ["Hook", "HookBwd", "Restart"]
+
+
+def _copy(value: Any) -> Any:
+    "A copy of `value` that later in-place operations cannot reach."
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (list, tuple)):
+        return [_copy(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return value
+
+
+def _copy_output(module: nn.Module, input: Any, output: Any) -> Any:
+    return _copy(output)
+
+
+class Hook(FastaiHook):
+    """Context manager whose `stored` is a detached copy of the output of module `m`.
+
+    `stored` has the shape of the module's output, `(N, C, h, w)` for a convolution, and is `None` until the
+    module has run. With `hook_func` it behaves as `fastai.callback.hook.Hook`, whose signature it shares, so
+    that importing it by star over fastai's own changes nobody's code.
+    """
+
+    def __init__(self, m: nn.Module, hook_func=None, is_forward=True, detach=True, cpu=False, gather=False):
+        if hook_func is None:
+            if not is_forward:
+                raise ValueError("Hook(m, is_forward=False) stores no gradient; use HookBwd(m) for that.")
+            hook_func = _copy_output
+        super().__init__(m, hook_func, is_forward=is_forward, detach=detach, cpu=cpu, gather=gather)
+
+
+class HookBwd:
+    """Context manager whose `stored` is the gradient of a score with respect to the output of module `m`.
+
+    Run the model inside the block, then call `.backward()` on the score. `stored` is a detached copy with the
+    shape of the module's output, in units of score per unit of activation; it stays `None` while nothing has been
+    propagated back, or where the score does not depend on the module. It works on every module, also before an
+    in-place operation and in a frozen body, because it listens to the output tensor, not to the module.
+    """
+
+    def __init__(self, m: nn.Module):
+        self.stored: Tensor | None = None
+        self._handle = m.register_forward_hook(self._listen)
+
+    def _listen(self, module, input, output):
+        if not torch.is_grad_enabled() or not isinstance(output, Tensor):
+            return None
+        if output.requires_grad:
+            output.register_hook(self._store)
+            return None
+        # Nothing before this module wants a gradient (a frozen body): the graph starts here. The clone is for
+        # in-place operations, which a leaf does not allow.
+        leaf = output.detach().requires_grad_()
+        leaf.register_hook(self._store)
+        return leaf.clone()
+
+    def _store(self, grad: Tensor) -> None:
+        self.stored = grad.detach().clone()
+
+    def remove(self) -> None:
+        "Stop listening to further forward passes."
+        self._handle.remove()
+
+    def __enter__(self) -> HookBwd:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.remove()
+
+
+class Restart:
+    """Context manager that restarts autograd at `modules` and keeps what flows out of them.
+
+    Run the network under `no_grad` inside the block. At the first of `modules` the graph begins, so nothing before
+    it is kept in memory and no parameter before it matters. `outputs[i]` is the output of `modules[i]`, as a
+    tensor that the score can be differentiated by (a leaf, or a node of the graph that an earlier module began);
+    `None` if the module did not run. A module that runs several times keeps its last output.
+    """
+
+    def __init__(self, modules: list[nn.Module]):
+        self.modules = modules
+        self.outputs: list[Tensor | None] = [None] * len(modules)
+        self._handles: list = []
+
+    def __enter__(self) -> Restart:
+        for i, module in enumerate(self.modules):
+            self._handles.append(module.register_forward_hook(self._hook(i)))
+        return self
+
+    def _hook(self, i: int):
+        def restart(module, input, output):
+            tensor, rebuild = first_tensor(output)
+            if tensor is None:
+                return None
+            torch.set_grad_enabled(True)
+            kept = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+            self.outputs[i] = kept
+            # The network goes on with a clone: an in-place neighbour (ReLU, `out += identity`) would otherwise
+            # overwrite the activation that we keep, and the map would mix one tensor with another's gradient.
+            return rebuild(kept.clone())
+
+        return restart
+
+    def __exit__(self, *exc) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def first_tensor(output: Any):
+    """The first floating tensor of a module's output, and a function that puts another in its place.
+
+    Modules return a tensor, a tuple or list (attention), or a mapping (some model libraries). Gives `(None, None)`
+    where there is no such tensor.
+    """
+    if isinstance(output, Tensor):
+        if not output.is_floating_point():
+            return None, None
+        # A subclass (fastai's TensorImage) may refuse the in-place calls below.
+        plain = output.as_subclass(Tensor) if type(output) is not Tensor else output
+        return plain, lambda new: new
+    if isinstance(output, (tuple, list)):
+        for i, value in enumerate(output):
+            tensor, rebuild = first_tensor(value)
+            if tensor is not None:
+                return tensor, lambda new, i=i, rebuild=rebuild: _replace(output, i, rebuild(new))
+    if isinstance(output, dict):
+        for key, value in output.items():
+            tensor, rebuild = first_tensor(value)
+            if tensor is not None:
+                return tensor, lambda new, key=key, rebuild=rebuild: type(output)({**output, key: rebuild(new)})
+    return None, None
+
+
+def _replace(values, i, new):
+    items = [*values[:i], new, *values[i + 1 :]]
+    return type(values)(*items) if hasattr(values, "_fields") else type(values)(items)

@@ -1,0 +1,218 @@
+"""Which module is explained, and how its output maps to space (NCHW, NHWC, tokens, any number of dimensions)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .hooks import first_tensor
+from .suggest import one_of
+
+__all__ = ["Layer", "default_layer", "named_layers", "spatial", "unwrap"]
+
+Layer = None | str | nn.Module | Sequence["str | nn.Module"]
+Reshape = Callable[[Tensor], Tensor]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    "The user's own network inside `DataParallel`, `DistributedDataParallel` and `torch.compile`."
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def named_layers(model: nn.Module, layer: Layer) -> list[tuple[str, nn.Module]]:
+    """`layer` as a list of (dotted name, module) of `model`.
+
+    `layer`: a module of `model`, a dotted name, or a list of these. Raises `ValueError` for a name that does not
+    exist (with those that do) or a module that is not part of `model`.
+    """
+    if isinstance(layer, (str, nn.Module)):
+        layer = [layer]
+    if not isinstance(layer, Sequence) or not layer:
+        raise TypeError(f"layer must be None, a module, a dotted name, or a list of these, got {layer!r}.")
+    names = {module: name for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
+    found = []
+    for one in layer:
+        if isinstance(one, nn.Module):
+            one = unwrap(one)
+            if one not in names:
+                raise ValueError(f"The layer {type(one).__name__} is not a module of this {type(model).__name__}.")
+            found.append((names[one], one))
+        elif isinstance(one, str):
+            if one not in modules or one == "":
+                raise ValueError(one_of("layer", one, [n for n in modules if n]))
+            found.append((one, modules[one]))
+        else:
+            raise TypeError(f"layer must be None, a module, a dotted name, or a list of these, got {one!r}.")
+    return found
+
+
+def spatial(output: Tensor, x_shape: Sequence[int], reshape: Reshape | None = None) -> Reshape | None:
+    """A function that brings a layer's output, or its gradient, to `(N, C, *space)`; `None` where it has no space.
+
+    `x_shape`: the input's `(N, C, *space)`, which tells layouts apart: `(N, C, h, w)` from `(N, h, w, C)` by which
+    pair has the input's aspect ratio; in `(N, tokens, C)` the last h·w tokens are the grid with the input's aspect
+    ratio, and those before it (class, distillation, registers) are dropped. A caller's `reshape` overrides.
+    Raises `ValueError` where `reshape` returns another batch or no space.
+    """
+    n, size = x_shape[0], x_shape[2:]
+    if reshape is not None:
+        shaped = reshape(output)
+        if not isinstance(shaped, Tensor) or shaped.ndim < 3 or len(shaped) != n:
+            got = tuple(shaped.shape) if isinstance(shaped, Tensor) else type(shaped).__name__
+            raise ValueError(
+                f"reshape must return (N, C, *space) with N = {n}, got {got} from a layer's output {tuple(output.shape)}."
+            )
+        return reshape
+    if output.ndim < 3 or len(output) != n:
+        return None
+    if output.ndim == len(x_shape):
+        return _dense(output.shape, size)
+    if output.ndim == 3:
+        return _tokens(output.shape, size)
+    return None
+
+
+def _dense(shape: Sequence[int], size: Sequence[int]) -> Reshape | None:
+    channels_first, channels_last = _misfit(shape[2:], size), _misfit(shape[1:-1], size)
+    if channels_first <= min(channels_last, _LOOSE):
+        return lambda t: t
+    return (lambda t: t.movedim(-1, 1)) if channels_last <= _STRICT else None
+
+
+# Strides are the same in all dimensions up to rounding and padding, which weigh most on the smallest maps. Channels
+# first is what convolutions give, so it is believed more easily than channels last.
+_LOOSE, _STRICT = math.log(4), math.log(1.5)
+
+
+def _misfit(space: Sequence[int], size: Sequence[int]) -> float:
+    "Log of the ratio between the strides from input to `space`; infinite for one cell, or more cells than pixels."
+    if math.prod(space) <= 1 or any(cells > s for s, cells in zip(size, space, strict=True)):
+        return math.inf
+    strides = [s / cells for s, cells in zip(size, space, strict=True)]
+    return math.log(max(strides) / min(strides))
+
+
+def _tokens(shape: Sequence[int], size: Sequence[int]) -> Reshape | None:
+    tokens = shape[1]
+    best = None
+    # Class, distillation and register tokens: rarely more than five, never sixteen.
+    for extra, rows in product(range(16), range(1, tokens + 1)):
+        grid = _grid(tokens - extra, rows, size)
+        if grid is not None:
+            best = (extra, grid)
+            break
+    if best is None:
+        return None
+    extra, grid = best
+    return lambda t: t[:, extra:].transpose(1, 2).unflatten(2, grid)
+
+
+def _grid(cells: int, rows: int, size: Sequence[int]) -> tuple[int, ...] | None:
+    "`rows` × columns if that makes `cells` patches of one size and the input's aspect ratio, else `None`."
+    if len(size) == 1:
+        return (cells,) if rows == cells and cells > 1 else None
+    if len(size) != 2 or cells < 2 or cells % rows:
+        return None
+    columns = cells // rows
+    patch = size[0] / rows
+    # A stride need not divide the size: rows and columns may each lose a part of a patch.
+    fits = patch >= 1 and abs(size[1] / patch - columns) < 1 and (rows == columns) == (size[0] == size[1])
+    return (rows, columns) if fits else None
+
+
+_found: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+
+def default_layer(
+    model: nn.Module, x: Tensor, run: Callable[[Tensor], object], score: Callable[[object], Tensor]
+) -> tuple[str, nn.Module]:
+    """The last module of `model` with parameters whose output has space and takes part in the score.
+
+    Found once per model and input size, by looking at what flows through on the first images of `x` and at where
+    the score's gradient arrives: no list of architectures. `run(x)` runs the model, `score(output)` gives one
+    number to differentiate. Where modules hand one tensor on unchanged, the innermost is named. Raises `ValueError`
+    if no output has space.
+    """
+    cache = _found.setdefault(model, {})
+    name = cache.get(x.shape[1:])
+    modules = dict(model.named_modules())
+    if name is None or name not in modules:
+        try:
+            name = _search(model, x[:2], run, score)
+        except _NothingArrives:
+            # What depends on what does not depend on the weights' values: ask again with other ones.
+            shaken = {k: p.detach() + 0.02 * torch.randn_like(p) for k, p in model.named_parameters()}
+            try:
+                name = _search(model, x[:2], lambda x: functional_call(model, shaken, (x,)), score)
+            except _NothingArrives:
+                raise ValueError(
+                    f"No gradient of the score arrives at any layer with space of this {type(model).__name__}; name "
+                    "the layer with layer=."
+                ) from None
+        cache[x.shape[1:]] = name
+    return name, modules[name]
+
+
+def _search(model: nn.Module, x: Tensor, run, score) -> str:
+    flows: list[tuple[str, Tensor, int]] = []
+
+    def listen(name):
+        def hook(module, input, output):
+            tensor, _ = first_tensor(output)
+            if tensor is not None:
+                flows.append((name, tensor, tensor._version))
+
+        return hook
+
+    learnable = {name for name, m in model.named_modules() if name and any(True for _ in m.parameters())}
+    handles = [m.register_forward_hook(listen(name)) for name, m in model.named_modules() if name]
+    try:
+        with torch.enable_grad():
+            # The clone is for networks whose first operation is in place, which a leaf does not allow.
+            total = score(run(x.detach().requires_grad_().clone()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    candidates = [(name, t, v, spatial(t, x.shape)) for name, t, v in flows]
+    candidates = [c for c in candidates if c[3] is not None]
+    if not candidates:
+        raise ValueError(
+            f"No layer of this {type(model).__name__} has an output with space for an input {tuple(x.shape)}; name one "
+            "with layer=, and say how its output maps to (N, C, *space) with reshape=."
+        )
+    # Queries, keys and values are several times as wide as the tokens; the place to explain is the tokens.
+    tokens = [t.shape[-1] for _, t, _, _ in candidates if t.ndim < x.ndim]
+    candidates = [c for c in candidates if c[1].ndim == x.ndim or c[1].shape[-1] == tokens[-1]]
+    grads = _gradients(total, [t for _, t, _, _ in candidates])
+    reached = [g is not None and bool(to(g).abs().sum() > 0) for g, (_, _, _, to) in zip(grads, candidates, strict=True)]
+    if not any(reached):
+        raise _NothingArrives
+    best = [c for c, hit in zip(candidates, reached, strict=True) if hit]
+    best = [c for c in best if c[0] in learnable] or best
+    _, tensor, version, _ = best[-1]
+    return next(name for name, t, v, _ in best if t is tensor and v == version)
+
+
+class _NothingArrives(Exception):
+    "The score has no gradient anywhere: a head that starts at zero, say."
+
+
+def _gradients(total: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
+    wanted = [t for t in tensors if t.requires_grad]
+    if not wanted or not total.requires_grad:
+        return [None] * len(tensors)
+    grads = dict(zip(map(id, wanted), torch.autograd.grad(total, wanted, allow_unused=True), strict=True))
+    return [grads.get(id(t)) for t in tensors]
