@@ -1,0 +1,98 @@
+"""What the tests share: real data where it is at hand, small networks, a small image folder, and equal seeds."""
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+torch.set_num_threads(2)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    "Every test starts from the same random state, in whatever order tests run."
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    "The folder of real photos and weights; without it the test is skipped, except under CI, where it fails."
+    path = Path(os.environ.get("FASTAI_GRADCAM_SHARED") or ROOT.parent / "shared" / "data")
+    if (path / "torch_home").is_dir():
+        return path
+    reason = f"needs the folder of photos and weights, not found at {path} (FASTAI_GRADCAM_SHARED names another place)"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def torch_home(shared_data) -> Path:
+    "Makes torchvision find the pretrained SqueezeNet, for the rest of the session."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(shared_data / "torch_home"))
+        yield shared_data / "torch_home"
+
+
+@pytest.fixture(scope="session")
+def pretrained_squeezenet(torch_home) -> nn.Module:
+    "squeezenet1_1 trained on ImageNet, in evaluation mode. Shared: leave it as it is."
+    from torchvision.models import squeezenet1_1
+
+    return squeezenet1_1(weights="IMAGENET1K_V1").eval()
+
+
+@pytest.fixture
+def tiny_net() -> nn.Sequential:
+    "Five classes from `(N, 3, h, w)`; 2 and 4 have space; an in-place ReLU follows both convolutions."
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.BatchNorm2d(6),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    "`train` and `valid`, with three classes of 4 + 2 images of 64 pixels: a square of the class's colour on noise."
+    path = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("valid", 2)):
+        for channel, label in enumerate(("red", "green", "blue")):
+            (path / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
+                y, x = rng.integers(0, 40, 2)
+                pixels[y : y + 24, x : x + 24, channel] = 230
+                Image.fromarray(pixels).save(path / split / label / f"{i}.png")
+    return path
+
+
+@pytest.fixture
+def make_learner(image_folder, tmp_path):
+    "`make_learner(arch=resnet18, **kwargs)`: an untrained `vision_learner` on `image_folder`, with a folder of its own."
+    from fastai.vision.all import ImageDataLoaders, Resize, accuracy, resnet18, vision_learner
+
+    def make(arch=resnet18, size=64, **kwargs):
+        dls = ImageDataLoaders.from_folder(image_folder, valid="valid", item_tfms=Resize(size), bs=4, num_workers=0)
+        kwargs = {"pretrained": False, "metrics": accuracy, "path": tmp_path, **kwargs}
+        return vision_learner(dls, arch, **kwargs)
+
+    return make
