@@ -1,4 +1,4 @@
-"""What the tests share: real data where it is at hand, small networks, a small image folder, and equal seeds."""
+"""What the tests share: real data where it is at hand, a small network, a small image folder, equal seeds."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def shared_data() -> Path:
     path = Path(os.environ.get("FASTAI_GRADCAM_SHARED") or ROOT.parent / "shared" / "data")
     if (path / "torch_home").is_dir():
         return path
-    reason = f"needs the folder of photos and weights, not found at {path} (FASTAI_GRADCAM_SHARED names another place)"
+    reason = f"needs the photos and weights of {path}, not found (FASTAI_GRADCAM_SHARED names another place)"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -71,7 +71,7 @@ def tiny_net() -> nn.Sequential:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    "`train` and `valid`, with three classes of 4 + 2 images of 64 pixels: a square of the class's colour on noise."
+    "`train` and `valid`: three classes of 4 + 2 images of 64 pixels, a square of the class's colour on noise."
     path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("valid", 2)):
@@ -87,11 +87,12 @@ def image_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_learner(image_folder, tmp_path):
-    "`make_learner(arch=resnet18, **kwargs)`: an untrained `vision_learner` on `image_folder`, with a folder of its own."
+    "`make_learner(arch, size, **kwargs)`: an untrained `vision_learner` on `image_folder`, with its own folder."
     from fastai.vision.all import ImageDataLoaders, Resize, accuracy, resnet18, vision_learner
 
     def make(arch=resnet18, size=64, **kwargs):
-        dls = ImageDataLoaders.from_folder(image_folder, valid="valid", item_tfms=Resize(size), bs=4, num_workers=0)
+        tfms = Resize(size)
+        dls = ImageDataLoaders.from_folder(image_folder, valid="valid", item_tfms=tfms, bs=4, num_workers=0)
         kwargs = {"pretrained": False, "metrics": accuracy, "path": tmp_path, **kwargs}
         return vision_learner(dls, arch, **kwargs)
 
