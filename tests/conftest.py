@@ -71,7 +71,7 @@ def tiny_net() -> nn.Sequential:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    "`train` and `valid`: three classes of 4 + 2 images of 64 pixels, a square of the class's colour on noise."
+    "`train` and `valid`: three classes of 4 + 2 images of 64 pixels, a square of its colour on noise."
     path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("valid", 2)):
@@ -87,7 +87,7 @@ def image_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_learner(image_folder, tmp_path):
-    "`make_learner(arch, size, **kwargs)`: an untrained `vision_learner` on `image_folder`, with its own folder."
+    "`make_learner(arch, size, **kwargs)`: an untrained `vision_learner` on `image_folder`, own path."
     from fastai.vision.all import ImageDataLoaders, Resize, accuracy, resnet18, vision_learner
 
     def make(arch=resnet18, size=64, **kwargs):
