@@ -1,0 +1,147 @@
+// The panel as a grid: which images, in which order, and each with its answer.
+
+const panel = byId('panel');
+const tiles = run.panel.map(makeTile);
+const inSight = new Set();
+const watcher = new IntersectionObserver(noticeSight, { rootMargin: '300px' });
+
+function makeTile(entry, item) {
+  const canvas = make('canvas', { width: entry.width, height: entry.height });
+  const picture = make('button', { type: 'button', className: 'picture', attributes: { 'aria-haspopup': 'dialog' } }, canvas);
+  picture.addEventListener('click', () => change({ item }));
+  const label = make('p', { className: 'label clip', title: `${entry.label}\n${entry.name}`, dir: 'auto', textContent: entry.label });
+  const answer = make('p', { className: 'answer' });
+  const extra = make('p', { className: 'extra quiet small' });
+  const element = make('article', { className: 'tile', attributes: { 'data-item': item } }, picture);
+  element.append(make('div', { className: 'caption' }, label, answer, extra));
+  // The pixels are worked out here, not on the graphics card, and only put there.
+  const context = canvas.getContext('2d', { willReadFrequently: true });
+  return { element, picture, context, answer, extra, out: null };
+}
+
+function noticeSight(entries) {
+  for (const { target, isIntersecting } of entries) {
+    const item = Number(target.dataset.item);
+    if (isIntersecting) inSight.add(item);
+    else inSight.delete(item);
+    if (isIntersecting) drawTile(item);
+  }
+}
+
+function drawTile(item) {
+  if (!inSight.has(item)) return;
+  const tile = tiles[item];
+  const photo = photoOf(item, () => drawTile(item));
+  if (!photo) return;
+  const { context } = tile;
+  tile.out ||= new ImageData(photo.width, photo.height);
+  paint(state, item, state.frame, photo, tile.out);
+  context.putImageData(tile.out, 0, 0);
+  if (state.outline) drawOutline(context, item, 1);
+}
+
+function answerClass(item, frame = state.frame) {
+  const correct = value('correct', state, item, frame);
+  if (correct === null) return '';
+  return correct ? 'right' : 'wrong';
+}
+
+/** "✓ Trout 0.98", with names as text that keeps its own direction. */
+function answerParts(item) {
+  const sign = { right: '✓', wrong: '✗', '': '' }[answerClass(item)];
+  const pred = className('pred', state, item);
+  if (!pred) return [];
+  const said = { right: 'right: ', wrong: 'wrong: ', '': '' }[answerClass(item)];
+  return [
+    make('span', { className: 'sign', textContent: sign, attributes: { 'aria-hidden': 'true' } }),
+    make('span', { className: 'unseen', textContent: said }),
+    make('bdi', { className: 'clip', textContent: pred, title: pred }),
+    make('span', { className: 'prob', textContent: percent(value('pred_prob', state, item)) }),
+  ];
+}
+
+function extraParts(item) {
+  const parts = [];
+  const map = mapOf(state, item);
+  if (map && !map.peak) parts.push(make('span', { textContent: map.peak === null ? 'map is not finite' : 'empty map' }));
+  const target = className('target', state, item);
+  if (target && target !== className('pred', state, item)) {
+    const name = make('bdi', { className: 'clip', textContent: target, title: target });
+    parts.push(make('span', { className: 'target' }, 'map of', name, percent(value('prob', state, item))));
+  }
+  const [, , column] = SORTS.find(([name]) => name === state.sort);
+  if (column) parts.push(make('span', { textContent: `${MEASURES[column][0].toLowerCase()} ${number(value(column, state, item))}` }));
+  if (run.panel[item].note) parts.push(make('span', { textContent: `image left out: ${run.panel[item].note}` }));
+  return parts;
+}
+
+function captionTile(item) {
+  const tile = tiles[item];
+  tile.element.classList.remove('right', 'wrong');
+  if (answerClass(item)) tile.element.classList.add(answerClass(item));
+  tile.answer.replaceChildren(...answerParts(item));
+  tile.extra.replaceChildren(...extraParts(item));
+  tile.picture.setAttribute('aria-label', `Enlarge image ${item + 1}, ${run.panel[item].label}. ${tile.answer.textContent}`);
+}
+
+function matches(item) {
+  const entry = run.panel[item];
+  const found = state.finding ? findingItems(state.finding) : null;
+  return (
+    (!state.label || entry.label === state.label)
+    && (!state.answer || answerClass(item) === state.answer)
+    && (!found || found.has(item))
+  );
+}
+
+function sorted(items) {
+  const [, , column, weigh] = SORTS.find(([name]) => name === state.sort);
+  if (!column) return items;
+  const weight = (item) => {
+    const x = value(column, state, item);
+    return x === null ? Infinity : weigh(x);
+  };
+  const weights = new Map(items.map((item) => [item, weight(item)]));
+  return [...items].sort((a, b) => (weights.get(a) === weights.get(b) ? a - b : weights.get(a) - weights.get(b)));
+}
+
+let shown = [];
+
+function arrange() {
+  const items = sorted(tiles.map((_, item) => item).filter(matches));
+  if (items.join() !== shown.join() || !panel.children.length) setTiles(items);
+  shown = items;
+  byId('nothing').hidden = items.length > 0;
+  byId('count').textContent = `${items.length} of ${itemCount} images`;
+  byId('clear').hidden = !(state.label || state.answer || state.finding);
+}
+
+/** Moving an element takes the focus from it, so it is given back. */
+function setTiles(items) {
+  const focus = document.activeElement;
+  const kept = new Set(items);
+  tiles.forEach((_, item) => kept.has(item) || inSight.delete(item));
+  panel.replaceChildren(...items.map((item) => tiles[item].element));
+  if (panel.contains(focus)) focus.focus({ preventScroll: true });
+}
+
+const ARRANGING = ['frame', 'layer', 'cls', 'label', 'answer', 'finding', 'sort', 'playing'];
+const DRAWING = ['frame', 'layer', 'cls', 'cmap', 'alpha', 'threshold', 'scale', 'outline', 'heat'];
+const CAPTIONING = ['frame', 'layer', 'cls', 'sort'];
+
+/** Images keep their places while the run plays, so that the eye can follow them. */
+views.push((changed) => {
+  if (!playing() && ARRANGING.some((name) => changed.has(name))) arrange();
+  if (CAPTIONING.some((name) => changed.has(name))) tiles.forEach((_, item) => captionTile(item));
+  if (DRAWING.some((name) => changed.has(name))) inSight.forEach(drawTile);
+});
+
+addEventListener('beforeprint', () => shown.forEach((item) => inSight.add(item) && drawTile(item)));
+
+function startGrid() {
+  arrange();
+  tiles.forEach((tile, item) => {
+    captionTile(item);
+    watcher.observe(tile.element);
+  });
+}

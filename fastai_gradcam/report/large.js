@@ -1,0 +1,144 @@
+// The large view of one image: its overlay, its curves over the frames and its numbers.
+
+const dialog = byId('large');
+const stage = byId('large-canvas');
+const STAGE_SIDE = 560;
+const FILM_LENGTH = 8;
+let largeCharts = [];
+let largeOut = null;
+
+function scratch(width, height) {
+  return make('canvas', { width, height });
+}
+
+function drawLarge() {
+  if (state.item === null) return;
+  const { item } = state;
+  const photo = photoOf(item, drawLarge);
+  if (!photo) return;
+  if (!largeOut || largeOut.width !== photo.width || largeOut.height !== photo.height) {
+    largeOut = new ImageData(photo.width, photo.height);
+  }
+  paint(state, item, state.frame, photo, largeOut);
+  const small = scratch(photo.width, photo.height);
+  small.getContext('2d').putImageData(largeOut, 0, 0);
+  const zoom = Math.max(1, STAGE_SIDE / Math.max(photo.width, photo.height));
+  stage.width = Math.round(photo.width * zoom);
+  stage.height = Math.round(photo.height * zoom);
+  const context = stage.getContext('2d');
+  context.imageSmoothingQuality = 'high';
+  context.drawImage(small, 0, 0, stage.width, stage.height);
+  drawOutline(context, item, zoom);
+}
+
+function captionLarge() {
+  const { item } = state;
+  const { frame, note } = run.frames[state.frame];
+  byId('large-answer').className = `answer ${answerClass(item)}`;
+  byId('large-answer').replaceChildren(...answerParts(item), ...extraParts(item));
+  byId('large-missing').hidden = !note;
+  byId('large-missing').textContent = note ? `Frame ${frame} ${note}` : '';
+  stage.setAttribute('aria-label', `Where the model looks, frame ${frame}`);
+  byId('facts-title').textContent = `Frame ${frame}, ${frameTitle(state.frame)}`;
+  byId('facts').replaceChildren(...Object.keys(MEASURES).filter(has).flatMap((column) => fact(column, item)));
+  byId('large-frame').value = state.frame;
+  byId('large-frame').setAttribute('aria-valuetext', `frame ${frame}, ${frameTitle(state.frame)}`);
+  largeCharts.forEach((one) => one.update(state.frame));
+  byId('film').querySelectorAll('button').forEach((button) => {
+    button.setAttribute('aria-current', String(Number(button.dataset.frame) === state.frame));
+  });
+}
+
+function fact(column, item) {
+  const [name, about] = MEASURES[column];
+  const x = value(column, state, item);
+  const text = column === 'pointing_hit' && x !== null ? ['no', 'yes'][x] : number(x);
+  return [make('dt', { textContent: name, title: about }), make('dd', { textContent: text })];
+}
+
+/** A few frames spread evenly over the run, the first and the last among them. */
+function filmFrames() {
+  const count = Math.min(FILM_LENGTH, drawnFrames.length);
+  const at = (i) => (count > 1 ? Math.round((i * (drawnFrames.length - 1)) / (count - 1)) : 0);
+  return Array.from({ length: count }, (_, i) => drawnFrames[at(i)]);
+}
+
+function drawFilm() {
+  if (state.item === null) return;
+  const { item } = state;
+  const photo = photoOf(item, drawFilm);
+  if (!photo) return;
+  byId('film').replaceChildren(...filmFrames().map((frame) => filmPicture(item, frame, photo)));
+  captionLarge();
+}
+
+function filmPicture(item, frame, photo) {
+  const canvas = make('canvas', { width: photo.width, height: photo.height });
+  const out = new ImageData(photo.width, photo.height);
+  paint({ ...state, heat: true }, item, frame, photo, out);
+  canvas.getContext('2d').putImageData(out, 0, 0);
+  const name = run.frames[frame].frame;
+  const button = make('button', { type: 'button', attributes: { 'aria-label': `Frame ${name}`, 'data-frame': frame } }, canvas);
+  button.append(make('span', { textContent: name }));
+  button.addEventListener('click', () => goTo(frame));
+  return button;
+}
+
+function fillLarge() {
+  const { item } = state;
+  const entry = run.panel[item];
+  byId('large-label').textContent = entry.label || `Image ${item + 1}`;
+  byId('large-label').title = entry.label;
+  byId('large-file').textContent = entry.name;
+  byId('large-file').title = entry.name;
+  const own = findings.filter((finding) => finding.items.includes(item));
+  byId('large-findings').replaceChildren(...own.map((finding) => make('li', { textContent: finding.text || finding.kind, dir: 'auto' })));
+  largeCharts = itemCharts(state, item);
+  byId('large-curves').replaceChildren(...largeCharts.map((one) => one.element));
+  byId('heat').checked = state.heat;
+  captionLarge();
+  drawFilm();
+  drawLarge();
+}
+
+function openLarge() {
+  fillLarge();
+  if (dialog.open) return;
+  dialog.showModal();
+  byId('large-label').focus();
+}
+
+function closeLarge() {
+  const { item } = state;
+  if (item === null) return;
+  change({ item: null });
+  tiles[item].picture.focus();
+}
+
+/** The image `step` places on among those the grid shows, round and round. */
+function stepImage(step) {
+  const among = shown.includes(state.item) ? shown : tiles.map((_, item) => item);
+  const at = among.indexOf(state.item) + step;
+  change({ item: among[(at + among.length) % among.length] });
+}
+
+views.push((changed) => {
+  if (changed.has('item') && state.item === null && dialog.open) dialog.close();
+  if (state.item === null) return;
+  if (['item', 'layer', 'cls'].some((name) => changed.has(name))) openLarge();
+  else if (changed.has('frame')) captionLarge();
+  if (DRAWING.some((name) => changed.has(name))) drawLarge();
+});
+
+function startLarge() {
+  byId('large-frame').max = Math.max(0, frameCount - 1);
+  byId('large-frame').addEventListener('input', (event) => goTo(Number(event.target.value)));
+  byId('large-play').addEventListener('click', togglePlay);
+  byId('large-close').addEventListener('click', () => dialog.close());
+  byId('large-next').addEventListener('click', () => stepImage(1));
+  byId('large-previous').addEventListener('click', () => stepImage(-1));
+  byId('heat').addEventListener('change', (event) => change({ heat: event.target.checked }));
+  dialog.addEventListener('close', closeLarge);
+  dialog.addEventListener('click', (event) => event.target === dialog && dialog.close());
+  if (state.item !== null) openLarge();
+}

@@ -1,0 +1,631 @@
+"""The interactive page: what is written, and what a browser makes of it."""
+
+import base64
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from report_fixture import make_run
+
+from fastai_gradcam.render import overlay
+from fastai_gradcam.report import write_report
+from fastai_gradcam.run import Run
+
+CHROMIUM = "/usr/bin/chromium"
+ARGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+HOSTILE = [
+    "<script>window.pwned = 1</script>",
+    "</script><script>window.pwned = 2</script>",
+    '"><img src=x onerror="window.pwned = 3">',
+    "'; window.pwned = 4; //",
+    "{{ 7 * 7 }} & &lt;b&gt;",
+    "🐟👩‍👩‍👧 emoji",
+    "سمك \u202eabc",
+    "line\u2028separators\u2029",
+    "x" * 300,
+    "../../etc/passwd",
+    "cat",
+    "Cat",
+    "None",
+    "nan",
+]
+
+
+def embedded(path):
+    "The data inside of a written page."
+    html = Path(path).read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="run-data">(.*?)</script>', html, re.S)[1])
+
+
+def report_of(folder, **attributes):
+    run = Run(folder)
+    for name, value in attributes.items():
+        setattr(run, name, value)
+    return write_report(run)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    "Six images, five frames, masks."
+    return make_run(tmp_path_factory.mktemp("small") / "run", empty=[(4, 5)])
+
+
+@pytest.fixture(scope="module")
+def found():
+    names = ("kind", "severity", "frame", "layer", "label", "items", "text")
+    rows = [
+        ("outside", 0.9, 2, "0.7.2", "Trout", [0, 3], "Look"),
+        ("empty", 0.1, float("nan"), None, "", [5], "No map"),
+    ]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+# ------------------------------------------------------------------------------------- what is written
+
+
+def test_the_page_lies_in_the_run_folder_and_nothing_else_does(small):
+    before = sorted(small.rglob("*"))
+    assert report_of(small) == small / "report.html"
+    assert sorted({*small.rglob("*")} - {*before}) == [small / "report.html"]
+
+
+def test_the_page_can_be_written_elsewhere(small, tmp_path):
+    path = write_report(Run(small), tmp_path / "new" / "page.html")
+    assert path == tmp_path / "new" / "page.html" and path.stat().st_size > 10_000
+
+
+def test_an_older_page_survives_when_a_new_one_cannot_be_written(small, tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    path.write_text("older")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report(Run(small), path)
+    assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
+
+
+def test_maps_are_embedded_to_within_half_a_step_of_their_maximum(small):
+    run = Run(small)
+    layer = embedded(write_report(run))["maps"][0]
+    for frame in range(5):
+        raw = run.maps(frame)["0.7.2"]
+        cells = np.frombuffer(base64.b64decode(layer["cells"][frame]), np.uint8).reshape(raw.shape)
+        peaks = np.array(layer["peaks"][frame])[:, None, None]
+        assert np.allclose(cells / 255 * peaks, raw, atol=raw.max() / 255 * 0.51)
+
+
+def test_numbers_find_their_frame_layer_class_and_image(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=3, frames=2, layers=("a", "b"), classes=2))
+    data = embedded(write_report(run))["history"]
+    shape = (2, 2, 2, 3)
+    rows = run.history[(run.history["layer"] == "b") & (run.history["frame"] == 1) & (run.history["item"] == 2)]
+    for k in range(2):
+        at = np.ravel_multi_index((1, k, 1, 2), shape)
+        assert data["columns"]["evidence"][at] == pytest.approx(rows["evidence"].iloc[k], rel=0.01)
+        assert data["names"][data["columns"]["target"][at]] == rows["target"].iloc[k]
+    assert data["classes"] == ["Trout", "Salmon"]
+
+
+def test_sixteen_images_over_a_hundred_frames_stay_below_two_megabytes(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=16, frames=100, size=(224, 224)))
+    start = time.perf_counter()
+    path = write_report(run)
+    print(f"16 x 100: {path.stat().st_size / 1e6:.2f} MB, written in {time.perf_counter() - start:.2f} s")
+    assert path.stat().st_size < 2_000_000
+    assert len(embedded(path)["frames"]) == 100
+
+
+def test_large_maps_are_averaged_so_that_the_file_stays_small(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastai_gradcam.report.CELL_BUDGET", 6 * 2 * 14 * 14)
+    run = Run(make_run(tmp_path / "run", frames=2, cells=56))
+    data = embedded(write_report(run))
+    assert (data["maps"][0]["height"], data["maps"][0]["width"]) == (14, 14)
+    assert any("averaged from 56×56 to 14×14" in note for note in data["notes"])
+    cells = np.frombuffer(base64.b64decode(data["maps"][0]["cells"][1]), np.uint8).reshape(6, 14, 14)
+    means = run.maps(1)["0.7.2"].reshape(6, 14, 4, 14, 4).mean((2, 4))
+    assert np.allclose(cells / 255, means / means.max((1, 2), keepdims=True), atol=0.51 / 255)
+
+
+def test_frames_that_cannot_be_read_are_left_out_by_name(tmp_path):
+    folder = make_run(tmp_path / "run", frames=6, failed=[1])
+    (folder / "maps/frame-002.npz").unlink()
+    whole = (folder / "maps/frame-003.npz").read_bytes()
+    (folder / "maps/frame-003.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(folder / "maps/frame-004.npz", **{"0.7.2": np.ones((2, 7, 7), np.float32)})
+    data = embedded(report_of(folder))
+    notes = [frame["note"] for frame in data["frames"]]
+    assert notes[0] is None and notes[5] is None
+    assert notes[1] == "failed: RuntimeError: out of memory"
+    assert all(note.startswith("left out: ") for note in notes[2:5])
+    assert [cells is not None for cells in data["maps"][0]["cells"]] == [True, False, False, False, False, True]
+
+
+def test_pickled_objects_in_a_maps_file_are_never_loaded(tmp_path):
+    folder = make_run(tmp_path / "run", frames=2)
+    np.savez(folder / "maps/frame-001.npz", **{"0.7.2": np.array([{"a": 1}], object)})
+    assert "left out" in embedded(report_of(folder))["frames"][1]["note"]
+
+
+def test_rows_that_are_missing_or_halved_leave_gaps_and_are_named(tmp_path):
+    folder = make_run(tmp_path / "run", n=4, frames=3)
+    lines = (folder / "history.csv").read_text().splitlines(keepends=True)
+    (folder / "history.csv").write_text("".join(lines[:-2]) + "2,1,1")
+    data = embedded(report_of(folder))
+    assert data["notes"] == ["Frame 2: the numbers of 2 of 4 images are missing."]
+    assert data["history"]["columns"]["prob"][-2:] == [None, None]
+    assert data["history"]["columns"]["prob"][-3] is not None
+
+
+def test_rows_of_unknown_images_frames_and_layers_are_dropped(tmp_path):
+    folder = make_run(tmp_path / "run", n=2, frames=2)
+    good = embedded(report_of(folder))["history"]
+    history = pd.read_csv(folder / "history.csv")
+    places = {"item": [9, -1, 0, 0], "frame": [0, 0, 77, 0], "layer": ["0.7.2"] * 3 + ["?"]}
+    alien = history.iloc[[0, 0, 0, 0]].assign(**places, prob=9.0)
+    pd.concat([history, alien]).to_csv(folder / "history.csv", index=False)
+    assert embedded(report_of(folder))["history"] == good
+
+
+def test_a_map_that_is_not_finite_is_marked_and_leaves_the_others_alone(tmp_path):
+    folder = make_run(tmp_path / "run", n=2, frames=1)
+    maps = Run(folder).maps(0)["0.7.2"].copy()
+    maps[0, 0, 0] = np.nan
+    np.savez(folder / "maps/frame-000.npz", **{"0.7.2": maps})
+    peaks = embedded(report_of(folder))["maps"][0]["peaks"][0]
+    assert peaks[0] is None and peaks[1] == pytest.approx(maps[1].max(), rel=1e-5)
+
+
+def test_a_run_without_frames_or_history_still_gives_a_page(tmp_path):
+    folder = make_run(tmp_path / "run", n=2, frames=0)
+    (folder / "history.csv").write_text("frame,item,layer\n")
+    assert embedded(report_of(folder))["frames"] == []
+
+
+def test_findings_come_as_dicts_a_table_or_not_at_all(small, found):
+    expected = [{**found[0], "severity": "0.9"}, {**found[1], "frame": None, "layer": "", "severity": "0.1"}]
+    assert embedded(report_of(small, findings=lambda: found))["findings"] == expected
+    assert embedded(report_of(small, findings=lambda: pd.DataFrame(found)))["findings"] == expected
+    assert embedded(report_of(small, findings=lambda: None))["findings"] == []
+    assert embedded(report_of(small))["findings"] is None
+
+
+def test_findings_that_raise_are_named_and_do_not_cost_the_page(small):
+    def broken():
+        raise ValueError("no such column")
+
+    data = embedded(report_of(small, findings=broken))
+    assert data["notes"] == ["The findings could not be worked out (ValueError: no such column)."]
+
+
+def test_the_page_is_written_without_torch_and_fastai(small):
+    code = (
+        "import sys\nfrom fastai_gradcam import Run\nfrom fastai_gradcam.report import write_report\n"
+        "write_report(Run(sys.argv[1]))\nassert not {'torch', 'fastai'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, small], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_no_text_can_end_the_element_that_holds_the_data(tmp_path):
+    name = HOSTILE[1] + "\udce9"
+    run = Run(make_run(tmp_path / "run", n=len(HOSTILE), frames=1, labels=HOSTILE, info={"name": name}))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert html.count("</script>") == 2 and html.count("<script") == 2
+    assert "window.pwned = 2</" not in html and "onerror=" not in html.replace('onerror=\\"', "")
+    assert "\u2028" not in html
+
+
+# ------------------------------------------------------------------------------------- in the browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium; without it these tests are skipped, except under CI, where they fail."
+    reason = None
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        reason = "needs playwright (pip install playwright)"
+    if not Path(CHROMIUM).exists():
+        reason = f"needs {CHROMIUM} (apt-get install chromium)"
+    if reason:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    "`open_page(path, hash)`: an open page; at the end nothing may have left it or been said on the console."
+    contexts, said, asked = [], [], []
+
+    def open_one(path, hash="", width=1200, height=1000, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(5000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{Path(path).as_uri()}{hash}")
+        until(page, "document.querySelectorAll('.tile').length > 0")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert asked and all(url.startswith(("file:", "data:")) for url in asked)
+
+
+@pytest.fixture(scope="module")
+def small_page(small, found):
+    run = Run(small)
+    run.findings = lambda: found
+    return write_report(run, small.parent / "page.html")
+
+
+def pixels(page, item):
+    "What the canvas of one tile shows, uint8 (H, W, 3)."
+    canvas = f'.tile[data-item="{item}"] canvas'
+    until(page, f"document.querySelector('{canvas}').getContext('2d').getImageData(0, 0, 1, 1).data[3] === 255")
+    uri = page.eval_on_selector(canvas, "canvas => canvas.toDataURL('image/png')")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
+
+
+def embedded_image(path, item):
+    uri = embedded(path)["panel"][item]["image"]
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+
+
+def difference(a, b):
+    return np.abs(np.asarray(a, float) - np.asarray(b, float)).mean()
+
+
+def until(page, condition):
+    "Wait for something in the page; Playwright's own way needs `eval`, which the page forbids."
+    end = time.monotonic() + 8
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"still not: {condition}"
+        time.sleep(0.03)
+
+
+def order(page):
+    return page.eval_on_selector_all(".tile", "tiles => tiles.map(tile => Number(tile.dataset.item))")
+
+
+def frame(page):
+    return int(page.input_value("#frame"))
+
+
+@pytest.mark.parametrize("cmap", ["inferno", "viridis", "jet"])
+def test_the_overlay_in_the_browser_agrees_with_python(small, small_page, open_page, cmap):
+    run = Run(small)
+    page = open_page(small_page, f"#frame=1&cmap={cmap}&alpha=0.6")
+    for item in range(6):
+        shown = pixels(page, item)
+        cam = run.maps(1)["0.7.2"][item]
+        assert difference(shown, overlay(embedded_image(small_page, item), cam, 0.6, cmap)) < 1
+        assert difference(shown, overlay(run.image(item), cam, 0.6, cmap)) < 4
+        assert difference(shown, run.image(item)) > 10
+
+
+@pytest.mark.parametrize("cells", [1, 2, 56])
+def test_maps_of_any_resolution_agree_with_python(tmp_path, open_page, cells):
+    run = Run(make_run(tmp_path / "run", n=2, frames=1, cells=cells, size=(96, 80)))
+    path = write_report(run)
+    page = open_page(path)
+    for item in range(2):
+        expected = overlay(embedded_image(path, item), run.maps(0)["0.7.2"][item])
+        assert difference(pixels(page, item), expected) < 1
+
+
+def test_each_scale_divides_by_its_own_maximum(small, small_page, open_page):
+    run = Run(small)
+    page = open_page(small_page, "#frame=0")
+    maps = np.stack([run.maps(i)["0.7.2"] for i in range(5)])
+    for scale, vmax in (("image", maps[:, 2].max()), ("all", maps.max()), ("map", maps[0, 2].max())):
+        page.select_option("#scale", scale)
+        expected = overlay(embedded_image(small_page, 2), maps[0, 2], vmax=float(vmax))
+        assert difference(pixels(page, 2), expected) < 1, scale
+
+
+def test_the_threshold_shows_the_image_where_there_is_less_evidence(small, small_page, open_page):
+    page = open_page(small_page, "#frame=1&threshold=0.5&alpha=1")
+    image = np.asarray(embedded_image(small_page, 0), float)
+    shown = pixels(page, 0)
+    cam = Run(small).maps(1)["0.7.2"][0]
+    share = np.asarray(Image.fromarray(cam / cam.max()).resize((128, 128), Image.Resampling.BILINEAR))
+    assert np.abs(shown - image)[share < 0.48].mean() < 1
+    assert np.abs(shown - image)[share > 0.52].mean() > 20
+
+
+def test_an_empty_map_shows_the_image_and_says_so(small_page, open_page):
+    page = open_page(small_page)
+    assert difference(pixels(page, 5), embedded_image(small_page, 5)) < 1
+    assert "empty map" in page.inner_text('.tile[data-item="5"]')
+
+
+def test_slider_keys_and_curves_change_the_frame(small_page, open_page):
+    page = open_page(small_page)
+    assert frame(page) == 4 and "Frame 4 of 4" in page.inner_text("#when")
+    before = pixels(page, 1)
+    for key, at in (("ArrowLeft", 3), ("Home", 0), ("ArrowLeft", 0), ("ArrowRight", 1), ("End", 4), ("ArrowRight", 4)):
+        page.keyboard.press(key)
+        assert frame(page) == at, key
+    page.keyboard.press("Home")
+    assert "before training" in page.inner_text("#when")
+    assert difference(pixels(page, 1), before) > 2
+    page.locator("#frame").fill("2")
+    assert "Frame 2 of 4" in page.inner_text("#when") and "accuracy" in page.inner_text("#scores")
+    page.locator(".chart svg").last.click(position={"x": 8, "y": 30})
+    assert frame(page) == 0
+
+
+def test_play_runs_to_the_last_frame_and_space_stops_it(small_page, open_page):
+    page = open_page(small_page, "#frame=3")
+    page.click("#play")
+    assert page.get_attribute("#play", "aria-label") == "Pause"
+    until(page, "document.getElementById('frame').value === '4'")
+    until(page, "document.getElementById('play').getAttribute('aria-label') === 'Play'")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press(" ")
+    assert frame(page) == 0 and page.get_attribute("#play", "aria-label") == "Pause"
+    page.keyboard.press(" ")
+    assert page.get_attribute("#play", "aria-label") == "Play"
+
+
+def test_opacity_colours_and_outline_change_the_picture(small_page, open_page):
+    page = open_page(small_page, "#frame=2")
+    before = pixels(page, 0)
+    page.select_option("#cmap", "viridis")
+    coloured = pixels(page, 0)
+    page.check("#outline")
+    outlined = pixels(page, 0)
+    page.uncheck("#outline")
+    page.locator("#alpha").fill("0")
+    assert difference(before, coloured) > 2 and difference(coloured, outlined) > 1
+    assert difference(pixels(page, 0), embedded_image(small_page, 0)) < 1
+
+
+def test_filters_let_through_what_they_name(small, small_page, open_page):
+    page = open_page(small_page, "#frame=1")
+    correct = Run(small).history.query("frame == 1")["correct"].tolist()
+    page.select_option("#label", "Salmon")
+    assert order(page) == [1, 5] and page.inner_text("#count") == "2 of 6 images"
+    page.click("#clear")
+    page.select_option("#answer", "wrong")
+    assert order(page) == [item for item in range(6) if not correct[item]] != list(range(6))
+    page.select_option("#answer", "right")
+    assert order(page) == [item for item in range(6) if correct[item]]
+    page.select_option("#answer", "")
+    page.select_option("#finding", "any")
+    assert order(page) == [0, 3, 5]
+    page.select_option("#finding", "kind:empty")
+    assert order(page) == [5]
+    page.select_option("#label", "Trout")
+    assert order(page) == [] and page.is_visible("#nothing")
+
+
+@pytest.mark.parametrize(
+    "name, column, ascending",
+    [
+        ("change", "similarity_prev", True),
+        ("drift", "similarity_first", True),
+        ("shift", "centroid_shift", False),
+        ("mask", "mask_share", True),
+        ("border", "border_share", False),
+        ("loss", "loss", False),
+    ],
+)
+def test_images_are_sorted_by_their_numbers(small, small_page, open_page, name, column, ascending):
+    page = open_page(small_page, "#frame=2")
+    page.select_option("#sort", name)
+    rows = Run(small).history.query("frame == 2")
+    expected = rows.sort_values(column, ascending=ascending, kind="stable")["item"].tolist()
+    numbers = rows.set_index("item")[column]
+    assert np.allclose(numbers[order(page)], numbers[expected], atol=1e-3) and len(order(page)) == 6
+    page.select_option("#sort", "panel")
+    assert order(page) == list(range(6))
+
+
+def test_layers_and_classes_can_be_chosen(tmp_path, open_page):
+    run = Run(make_run(tmp_path / "run", n=2, frames=2, layers=("0.6.5", "0.7.2"), classes=2))
+    path = write_report(run)
+    page = open_page(path)
+    for layer, name in enumerate(run.layers):
+        for k in range(2):
+            page.select_option("#layer", str(layer))
+            page.select_option("#cls", str(k))
+            expected = overlay(embedded_image(path, 1), run.maps(1)[name][1, k])
+            assert difference(pixels(page, 1), expected) < 1
+    assert "Salmon" in page.inner_text("#cls")
+
+
+def test_what_there_is_no_choice_of_is_not_offered(small, open_page, tmp_path):
+    page = open_page(write_report(Run(make_run(tmp_path / "run", n=2, frames=2, masks=False))))
+    for control in ("layer-control", "cls-control", "outline-control", "finding-control"):
+        assert page.is_hidden(f"#{control}")
+    assert page.is_hidden("#findings-section")
+    assert "mask" not in page.inner_text("#sort")
+
+
+def test_the_large_view_opens_steps_and_closes_by_keys(small_page, open_page):
+    page = open_page(small_page, "#frame=2")
+    page.focus('.tile[data-item="1"] button')
+    page.keyboard.press("Enter")
+    assert page.is_visible("#large") and page.inner_text("#large-label") == "Salmon"
+    assert page.locator("#large .chart").count() == 4 and page.locator("#film button").count() == 5
+    grab = "document.getElementById('large-canvas').toDataURL()"
+    until(page, "document.getElementById('large-canvas').width === 560")
+    pictures = [page.evaluate(grab)]
+    for key in ("ArrowRight", "n", "h"):
+        page.keyboard.press(key)
+        pictures.append(page.evaluate(grab))
+    assert len(set(pictures)) == 4
+    assert frame(page) == 3 and page.inner_text("#large-label") == "Perch"
+    page.keyboard.press("p")
+    page.keyboard.press("p")
+    assert page.inner_text("#large-label") == "Trout" and "Look" in page.inner_text("#large-findings")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#large")
+    until(page, "document.activeElement.closest('.tile')?.dataset.item === '0'")
+
+
+def test_the_large_view_outlines_the_mask(small, small_page, open_page):
+    page = open_page(small_page, "#item=2&heat=0")
+    until(page, "document.getElementById('large-canvas').width === 560")
+    uri = page.evaluate("document.getElementById('large-canvas').toDataURL()")
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"), float)
+    plain = np.asarray(embedded_image(small_page, 2).resize((560, 560), Image.Resampling.BILINEAR), float)
+    changed = np.abs(shown - plain).max(-1) > 60
+    mask = np.asarray(Image.fromarray(Run(small).mask(2)).resize((560, 560)))
+    edge = np.zeros_like(mask)
+    edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    edge[1:] |= mask[1:] != mask[:-1]
+    assert changed[edge].mean() > 0.5
+    near = np.asarray(Image.fromarray((edge * 255).astype(np.uint8)).reduce(8).resize((560, 560))) > 0
+    assert changed[~near].mean() < 0.02
+
+
+def test_findings_lead_to_their_frame_and_images(small_page, open_page):
+    page = open_page(small_page)
+    card = page.locator(".finding").first
+    card.get_by_text("only these").click()
+    assert frame(page) == 2 and order(page) == [0, 3]
+    page.keyboard.press("End")
+    card.locator(".thumb").nth(1).click()
+    assert frame(page) == 2 and page.inner_text("#large-label") == "Sea bass"
+
+
+def test_the_address_keeps_the_view_over_a_reload(small_page, open_page):
+    page = open_page(small_page)
+    page.select_option("#cmap", "cividis")
+    page.select_option("#answer", "right")
+    page.locator("#threshold").fill("0.3")
+    page.keyboard.press("Tab")
+    page.locator("#frame").fill("3")
+    until(page, "location.hash.includes('frame=3')")
+    page.reload()
+    until(page, "document.querySelectorAll('.tile').length > 0")
+    assert (frame(page), page.input_value("#cmap"), page.input_value("#threshold")) == (3, "cividis", "0.3")
+    assert page.input_value("#answer") == "right"
+
+
+def test_reloading_a_running_run_on_its_last_frame_goes_on_to_the_newer_one(tmp_path, open_page):
+    writer = {"status": "running", "info": {"pid": os.getpid(), "host": socket.gethostname()}}
+    page = open_page(report_of(make_run(tmp_path / "run", n=2, frames=3, **writer)), "#cmap=viridis")
+    assert page.is_visible("#running") and page.inner_text("#status") == "running"
+    report_of(make_run(tmp_path / "run", n=2, frames=4))
+    page.click("#reload")
+    until(page, "document.getElementById('status').textContent === 'finished'")
+    assert frame(page) == 3 and page.input_value("#cmap") == "viridis" and page.is_hidden("#running")
+
+
+def test_nonsense_in_the_address_is_ignored(small_page, open_page):
+    page = open_page(small_page, "#frame=99&cmap=__proto__&alpha=7&layer=-1&item=1e9&sort=<b>&finding=x&constructor=1")
+    assert frame(page) == 4 and page.input_value("#cmap") == "inferno" and page.input_value("#alpha") == "0.5"
+    assert page.is_hidden("#large") and len(order(page)) == 6
+
+
+def test_damaged_frames_are_named_marked_and_skipped_by_play(tmp_path, open_page):
+    folder = make_run(tmp_path / "run", n=2, frames=4, failed=[2])
+    (folder / "maps/frame-001.npz").write_bytes(b"PK half")
+    path = report_of(folder)
+    page = open_page(path, "#frame=1")
+    assert "Frame 1 left out" in page.inner_text("#notes") and "Frame 2 failed" in page.inner_text("#notes")
+    assert page.locator("#ticks .failed").count() == 2
+    assert "Frame 1 left out" in page.inner_text("#missing")
+    assert difference(pixels(page, 0), embedded_image(path, 0)) < 1
+    page.click("#play")
+    until(page, "document.getElementById('frame').value !== '1'")
+    assert frame(page) == 3 and page.is_hidden("#missing")
+
+
+def test_hostile_names_are_shown_as_text(tmp_path, open_page):
+    names = [f"{label}\udce9.png" for label in HOSTILE]
+    metrics = ("valid_loss", *HOSTILE[:3])
+    info = {"name": HOSTILE[1], "settings": {HOSTILE[0]: HOSTILE[2]}, "versions": {HOSTILE[1]: HOSTILE[2]}}
+    named = {"labels": HOSTILE, "names": names, "layers": HOSTILE[1:3], "metrics": metrics, "info": info}
+    run = Run(make_run(tmp_path / "run", n=len(HOSTILE), frames=2, **named))
+    run.findings = lambda: [dict.fromkeys(("kind", "text", "severity", "label"), HOSTILE[2]) | {"items": [0]}]
+    page = open_page(write_report(run), "#frame=0")
+    assert page.locator(".tile .label").all_text_contents() == HOSTILE
+    answers = page.locator(".tile .answer bdi").all_text_contents()
+    assert answers == run.history.query("frame == 0").drop_duplicates("item")["pred"].tolist()
+    assert page.text_content("#name") == HOSTILE[1]
+    page.keyboard.press("End")
+    assert HOSTILE[0] in page.text_content("#scores") and HOSTILE[2] in page.text_content(".finding p")
+    page.select_option("#label", "Cat")
+    assert page.locator(".tile .label").all_text_contents() == ["Cat"]
+    page.click(".tile button")
+    assert page.inner_text("#large-label") == "Cat"
+    assert page.evaluate("window.pwned") is None and page.locator("img[src=x]").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1200
+
+
+def test_a_script_that_got_in_would_neither_run_nor_reach_the_network(small_page, browser):
+    page = browser.new_page()
+    page.goto(small_page.as_uri())
+    blocked = page.evaluate(
+        """() => new Promise(resolve => {
+            const blocked = [];
+            addEventListener('securitypolicyviolation', event => {
+                blocked.push(event.effectiveDirective);
+                if (blocked.length === 2) resolve(blocked);
+            });
+            const script = document.createElement('script');
+            script.textContent = 'window.pwned = 1';
+            const image = document.createElement('img');
+            image.src = 'http://127.0.0.1:9/';
+            document.body.append(script, image);
+        })"""
+    )
+    assert sorted(blocked) == ["img-src", "script-src-elem"]
+    assert page.evaluate("window.pwned") is None
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_the_page_without_scrolling_sideways(small_page, open_page, scheme):
+    page = open_page(small_page, width=375, height=700, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    red = "Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])"
+    assert (page.evaluate(red) > 128) == (scheme == "light")
+    while page.get_attribute("#theme", "aria-label") != f"Theme: {'dark' if scheme == 'light' else 'light'}":
+        page.click("#theme")
+    assert (page.evaluate(red) > 128) == (scheme == "dark")
+    page.click('.tile[data-item="0"] button')
+    assert page.evaluate("document.getElementById('large').scrollWidth") <= 375
+
+
+def test_a_run_without_frames_says_so(tmp_path, open_page):
+    folder = make_run(tmp_path / "run", n=2, frames=0)
+    assert "no frames yet" in open_page(report_of(folder)).inner_text("#notes")
+
+
+def test_a_hundred_frames_open_soon(tmp_path, open_page):
+    for n, frames in ((16, 100), (64, 200)):
+        path = report_of(make_run(tmp_path / f"{n}", n=n, frames=frames, size=(224, 224), masks=n < 64))
+        start = time.perf_counter()
+        page = open_page(path)
+        pixels(page, 0)
+        seconds = time.perf_counter() - start
+        print(f"{n} x {frames}: {path.stat().st_size / 1e6:.2f} MB, opened in {seconds:.2f} s")
+        full = "canvas => canvas.getContext('2d').getImageData(0, 0, 1, 1).data[3]"
+        drawn = page.evaluate(f"[...document.querySelectorAll('.tile canvas')].filter({full}).length")
+        assert 8 <= drawn <= 40, "only what is in sight, or nearly, is drawn"
