@@ -13,7 +13,7 @@ from .guard import evaluating
 from .hooks import Restart
 from .layers import Layer, Reshape, default_layer, named_layers, spatial, unwrap
 from .methods import Method, resolve_method
-from .targets import Target, main_output, scores
+from .targets import Target, scores
 
 __all__ = ["CAMs", "gradcam"]
 
@@ -169,7 +169,11 @@ def _detached(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output.detach()
     if isinstance(output, (tuple, list)):
-        return type(output)(*map(_detached, output)) if hasattr(output, "_fields") else type(output)(map(_detached, output))
+        return (
+            type(output)(*map(_detached, output))
+            if hasattr(output, "_fields")
+            else type(output)(map(_detached, output))
+        )
     if isinstance(output, dict):
         return type(output)({k: _detached(v) for k, v in output.items()})
     return output

@@ -48,27 +48,35 @@ class HookBwd:
     Run the model inside the block, then call `.backward()` on the score. `stored` is a detached copy with the
     shape of the module's output, in units of score per unit of activation; it stays `None` while nothing has been
     propagated back, or where the score does not depend on the module. It works on every module, also before an
-    in-place operation and in a frozen body, because it listens to the output tensor, not to the module.
+    in-place operation and in a frozen body, because it listens to the output tensor, not to the module. Of a module
+    that runs several times (a shared ReLU) it stores the gradient of the last output, which is the one `Hook` stores.
     """
 
     def __init__(self, m: nn.Module):
         self.stored: Tensor | None = None
+        self._runs = 0
         self._handle = m.register_forward_hook(self._listen)
 
     def _listen(self, module, input, output):
         if not torch.is_grad_enabled() or not isinstance(output, Tensor):
             return None
+        self._runs += 1
         if output.requires_grad:
-            output.register_hook(self._store)
+            output.register_hook(self._store_of(self._runs))
             return None
         # Nothing before this module wants a gradient (a frozen body): the graph starts here. The clone is for
         # in-place operations, which a leaf does not allow.
         leaf = output.detach().requires_grad_()
-        leaf.register_hook(self._store)
+        leaf.register_hook(self._store_of(self._runs))
         return leaf.clone()
 
-    def _store(self, grad: Tensor) -> None:
-        self.stored = grad.detach().clone()
+    def _store_of(self, run: int):
+        def store(grad: Tensor) -> None:
+            # Gradients arrive in reverse: that of an earlier run would replace the last one's.
+            if run == self._runs:
+                self.stored = grad.detach().clone()
+
+        return store
 
     def remove(self) -> None:
         "Stop listening to further forward passes."

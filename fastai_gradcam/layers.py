@@ -197,7 +197,9 @@ def _search(model: nn.Module, x: Tensor, run, score) -> str:
     tokens = [t.shape[-1] for _, t, _, _ in candidates if t.ndim < x.ndim]
     candidates = [c for c in candidates if c[1].ndim == x.ndim or c[1].shape[-1] == tokens[-1]]
     grads = _gradients(total, [t for _, t, _, _ in candidates])
-    reached = [g is not None and bool(to(g).abs().sum() > 0) for g, (_, _, _, to) in zip(grads, candidates, strict=True)]
+    reached = [
+        g is not None and bool(to(g).abs().sum() > 0) for g, (_, _, _, to) in zip(grads, candidates, strict=True)
+    ]
     if not any(reached):
         raise _NothingArrives
     best = [c for c, hit in zip(candidates, reached, strict=True) if hit]

@@ -64,12 +64,16 @@ def class_targets(target: Target, output: Tensor) -> Tensor:
         raise ValueError("target is empty: give at least one class per image.")
     low, high = int(wanted.min()), int(wanted.max())
     if low < 0 or high >= classes:
-        raise ValueError(f"target {low if low < 0 else high} is out of range: the model has classes 0 to {classes - 1}.")
+        raise ValueError(
+            f"target {low if low < 0 else high} is out of range: the model has classes 0 to {classes - 1}."
+        )
     return wanted
 
 
 def _expected(target: object) -> str:
-    return f"target must be None, a class index, a LongTensor (N,) or (N, K), or a callable on the output, got {target!r}."
+    return (
+        f"target must be None, a class index, a LongTensor (N,) or (N, K), or a callable on the output, got {target!r}."
+    )
 
 
 def scores(output: Any, target: Target) -> tuple[list[Tensor], Tensor | None]:

@@ -1,0 +1,168 @@
+"""Between fastai's data and the engine: items to model inputs, model inputs to pictures, labels to classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.data.load import DataLoader
+from fastai.torch_core import to_device
+from fastai.vision.core import PILImage
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from .suggest import one_of
+from .targets import main_output
+
+__all__ = ["as_item", "class_index", "encode", "for_model", "item_name", "picture", "probabilities", "vocabulary"]
+
+
+def as_item(item: Any) -> Any:
+    """What `learn.gradcam` takes, as what a validation pipeline takes: images as `PILImage`, all else unchanged.
+
+    Paths and strings are opened, arrays and tensors are uint8 `(H, W)`, `(H, W, C)` or `(C, H, W)`. Raises
+    `FileNotFoundError` or `ValueError` with the file's name for one that is missing, truncated or no image.
+    """
+    if isinstance(item, PILImage):
+        return item
+    if isinstance(item, (str, Path)):
+        path = Path(item)
+        if not path.exists():
+            raise FileNotFoundError(f"There is no image file {str(item)!r}.")
+        return _opened(path, repr(str(item)))
+    if isinstance(item, (bytes, bytearray)):
+        return _opened(bytes(item), f"of {len(item)} bytes")
+    if isinstance(item, Tensor):
+        item = item.detach().cpu().numpy()
+        if item.ndim == 3 and item.shape[0] in (1, 3, 4) and item.shape[2] not in (1, 3, 4):
+            item = item.transpose(1, 2, 0)
+    if isinstance(item, np.ndarray):
+        if item.dtype != np.uint8 or item.ndim not in (2, 3):
+            raise ValueError(
+                f"An image as an array or tensor must be uint8 (H, W), (H, W, C) or (C, H, W), got {item.dtype} "
+                f"{item.shape}."
+            )
+        return PILImage(
+            Image.fromarray(item.squeeze(2) if item.ndim == 3 and item.shape[2] == 1 else item).convert("RGB")
+        )
+    if isinstance(item, Image.Image):
+        return PILImage(item.convert("RGB"))
+    return item
+
+
+def _opened(source: Path | bytes, name: str) -> PILImage:
+    try:
+        return PILImage.create(source)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"The file {name} cannot be read as an image: {error}") from error
+
+
+def encode(dl: DataLoader, index: int, name: str) -> tuple[Any, ...]:
+    """Item `index` of `dl` as a batch of one, on `dl`'s device, after its item and batch transforms.
+
+    Not through the loader's iterator, which would start worker processes and draw random numbers. Raises
+    `ValueError` with the item's `name` where it cannot be read.
+    """
+    # The split tells random transforms to be still; the loader sets it when it starts to iterate.
+    dl.before_iter()
+    try:
+        sample = dl.do_item(index)
+    except Exception as error:
+        raise ValueError(f"Image {name!r} could not be read: {type(error).__name__}: {error}") from error
+    if sample is None:
+        raise ValueError(f"Image {name!r} was skipped by the data pipeline.")
+    batch = dl.do_batch([sample])
+    if getattr(dl, "device", None) is not None:
+        batch = to_device(batch, dl.device)
+    return dl.after_batch(batch)
+
+
+def for_model(x: Any, model: nn.Module) -> Tensor:
+    "`x` as a plain tensor on the device, and in the floating type, of `model`'s parameters."
+    x = x[0] if isinstance(x, (tuple, list)) else x
+    x = x.as_subclass(Tensor) if isinstance(x, Tensor) else torch.as_tensor(x)
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return x if like is None else x.to(device=like.device, dtype=like.dtype)
+
+
+def picture(dl: DataLoader, batch: tuple[Any, ...]) -> Image.Image:
+    "What the model saw in a batch of one: the input with its batch transforms (normalisation) undone, RGB."
+    try:
+        decoded = dl.decode(batch)
+    except Exception:
+        # Pipelines of a user's own need not know the way back; the input itself is then the nearest to show.
+        decoded = batch
+    x = decoded[0] if isinstance(decoded, (tuple, list)) else decoded
+    return to_image(x[0].detach().cpu().as_subclass(Tensor))
+
+
+def to_image(x: Tensor) -> Image.Image:
+    "A `(C, H, W)` tensor as an RGB image: integers are 0…255, floats 0…1 or stretched over their range."
+    if x.ndim == 4:
+        x = x[:, x.shape[1] // 2]
+    if x.is_floating_point():
+        x = torch.nan_to_num(x)
+        low, high = float(x.min()), float(x.max())
+        if low < -0.01 or high > 1.01:
+            x = (x - low) / max(high - low, 1e-12)
+        x = (x.clamp(0, 1) * 255).round()
+    array = x.clamp(0, 255).to(torch.uint8).numpy()
+    if len(array) == 2:
+        array = array[:1]
+    return Image.fromarray(array[0] if len(array) == 1 else array[:3].transpose(1, 2, 0)).convert("RGB")
+
+
+def item_name(item: Any, index: int, root: Path | None = None) -> str:
+    "A name for an item that a person recognises: its path below `root`, its text, or its number."
+    if isinstance(item, (str, Path)):
+        path = Path(item)
+        try:
+            return path.relative_to(root).as_posix() if root is not None else path.as_posix()
+        except ValueError:
+            return path.as_posix()
+    first = (
+        item.iloc[0] if hasattr(item, "iloc") and len(item) else item[0] if isinstance(item, tuple) and item else None
+    )
+    return str(first) if isinstance(first, (str, Path)) else f"item {index}"
+
+
+def vocabulary(dls: Any) -> list[str] | None:
+    "The class names of a learner with one category per image, `None` for any other kind of target."
+    vocab = getattr(dls, "vocab", None)
+    if vocab is None:
+        return None
+    if (len(vocab) and isinstance(vocab[-1], (list, tuple))) or (
+        type(vocab).__name__ == "CategoryMap" and not len(vocab)
+    ):
+        return None
+    return [str(v) for v in vocab]
+
+
+def class_index(target: Any, vocab: Sequence[str] | None, classes: int | None = None) -> int:
+    """The index of a class given by its label or index.
+
+    Raises `ValueError` for a label outside of `vocab` (with the nearest one), an index out of range, or a label
+    where there is no vocabulary.
+    """
+    if isinstance(target, (bool, np.bool_)) or not isinstance(target, (str, int, np.integer)):
+        raise TypeError(f"A target must be a label or an index, got {target!r}.")
+    if isinstance(target, str):
+        if not vocab:
+            raise ValueError(f"target {target!r} is a label, but this learner has no vocabulary; give a class index.")
+        if target not in vocab:
+            raise ValueError(one_of("class", target, vocab))
+        return list(vocab).index(target)
+    many = len(vocab) if vocab else classes
+    if many is not None and not 0 <= target < many:
+        raise ValueError(f"target {target} is out of range: there are classes 0 to {many - 1}.")
+    return int(target)
+
+
+def probabilities(output: Any, loss_func: Any) -> Tensor:
+    "Class probabilities `(N, C)` of a model's output, by the loss function's own activation, else softmax."
+    logits = main_output(output).float()
+    activation = getattr(loss_func, "activation", None)
+    return activation(logits) if callable(activation) else logits.softmax(1)

@@ -1,0 +1,257 @@
+"""In the notebook: `learn.gradcam(img)` and the `CAM` that it gives."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastai.learner import Learner
+from fastcore.basics import patch
+from PIL import Image
+from torch import Tensor, nn
+
+from .cam import gradcam as cams_of
+from .data import as_item, class_index, encode, for_model, item_name, picture, probabilities, vocabulary
+from .guard import unchanged
+from .layers import named_layers, unwrap
+from .methods import resolve_method
+from .render import DEFAULT_ALPHA, DEFAULT_CMAP, Cell, grid, overlay
+
+__all__ = ["CAM", "CAMList", "resolve_layer"]
+
+
+@dataclass(repr=False)
+class CAM:
+    """A class activation map of one image, for one class at one layer.
+
+    - `map`: the raw map, a float32 tensor `(h, w)` at the layer's resolution, in units of the score; on the CPU.
+    - `image`: what the model saw, a PIL image.
+    - `layer`: the layer's dotted name. `target`: the index of the class explained, `label`: its name.
+    - `prob`: the probability of that class, 0…1. `pred`, `pred_prob`: the predicted class's name and probability.
+
+    In a notebook a `CAM` shows itself.
+    """
+
+    map: Tensor
+    image: Image.Image
+    layer: str
+    target: int | None = None
+    label: str | None = None
+    prob: float | None = None
+    pred: str | None = None
+    pred_prob: float | None = None
+
+    def overlay(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Image.Image:
+        """The image with the map over it, PIL, at the image's size: `(1 - alpha)·image + alpha·colour`.
+
+        `cmap`: any of matplotlib's. An empty map gives the image as it is.
+        """
+        return overlay(self.image, self.map.numpy(), alpha, cmap)
+
+    def show(
+        self,
+        ctx=None,
+        alpha: float = DEFAULT_ALPHA,
+        cmap: str = DEFAULT_CMAP,
+        title: str | None = None,
+        figsize=None,
+        **kwargs,
+    ):
+        """Draw the overlay into the matplotlib axes `ctx` (new ones if `None`), and return the axes.
+
+        `title`: default: the class explained and its probability. Other arguments go to `Axes.imshow`.
+        """
+        if ctx is None:
+            import matplotlib.pyplot as plt
+
+            ctx = plt.subplots(figsize=figsize)[1]
+        ctx.imshow(self.overlay(alpha, cmap), **kwargs)
+        ctx.set_title(self.title() if title is None else title)
+        ctx.axis("off")
+        return ctx
+
+    def title(self) -> str:
+        "The class explained with its probability, and the layer where the class has no name."
+        if self.label is None:
+            return self.layer
+        return self.label if self.prob is None else f"{self.label} {self.prob:.0%}"
+
+    def save(self, path: str | Path, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Path:
+        "Save the overlay as an image file, by the suffix of `path`, and return the path."
+        path = Path(path)
+        self.overlay(alpha, cmap).save(path)
+        return path
+
+    def _cell(self, name_layer: bool = False) -> Cell:
+        sure = f"{self.pred} {self.pred_prob:.0%}" if self.pred_prob is not None else self.pred or ""
+        return Cell(
+            self.image,
+            self.map.numpy(),
+            self.title(),
+            f"predicted {sure}" if sure else "",
+            None,
+            f"layer {self.layer}" if name_layer else "",
+        )
+
+    def _repr_png_(self) -> bytes:
+        return _png(grid([self._cell()], tile=_tile(self.image)))
+
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.map.shape))
+        return f"CAM({self.title()!r}, layer {self.layer!r}, map {size}, predicted {self.pred!r})"
+
+
+@dataclass(repr=False)
+class CAMList(Sequence):
+    "Several `CAM`s, which show as one grid; `columns` says how many stand side by side."
+
+    cams: list[CAM] = field(default_factory=list)
+    columns: int | None = None
+
+    def __getitem__(self, index):
+        return CAMList(self.cams[index], self.columns) if isinstance(index, slice) else self.cams[index]
+
+    def __len__(self) -> int:
+        return len(self.cams)
+
+    def grid(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP, tile: int = 208) -> Image.Image:
+        "All maps as one labelled PIL image."
+        layers = len({c.layer for c in self.cams}) > 1
+        return grid([c._cell(layers) for c in self.cams], "", self.columns, tile, alpha, cmap)
+
+    def show(self, ctx=None, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP, figsize=None, **kwargs):
+        "Draw the grid into the matplotlib axes `ctx` (new ones if `None`), and return the axes."
+        page = self.grid(alpha, cmap)
+        if ctx is None:
+            import matplotlib.pyplot as plt
+
+            ctx = plt.subplots(figsize=figsize or (page.width / 100, page.height / 100))[1]
+        ctx.imshow(page, **kwargs)
+        ctx.axis("off")
+        return ctx
+
+    def save(self, path: str | Path, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Path:
+        "Save the grid as an image file, by the suffix of `path`, and return the path."
+        path = Path(path)
+        self.grid(alpha, cmap).save(path)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.grid())
+
+    def __repr__(self) -> str:
+        return "[" + ",\n ".join(map(repr, self.cams)) + "]"
+
+
+@patch
+def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, method: Any = "gradcam") -> CAM | CAMList:
+    """Where the model looks on `item`: a `CAM`, or a `CAMList` for several items, classes or layers.
+
+    - `item`: a path, string, PIL image, uint8 array or tensor, bytes, or a list of these. Goes through the validation
+      transforms, as in `learn.predict`.
+    - `target`: `None` (the predicted class), a label, an index, a list for several classes, or a callable
+      `output -> (N,)` scores.
+    - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), `"all"` (every child of
+      `learn.model[0]`), a dotted name, a module, or a list of these.
+    - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
+
+    Raises `ValueError`, `TypeError` or `FileNotFoundError`, naming what was given and what would do, for an item that
+    is no image, a label or index outside of the vocabulary, or a layer that does not exist or has no space.
+    """
+    items = list(item) if isinstance(item, (list, tuple)) else [item]
+    if not items:
+        raise ValueError("There is no image in []: give at least one.")
+    model, vocab = unwrap(self.model), vocabulary(self.dls)
+    resolve_method(method)
+    layers = None if layer is None else resolve_layer(self, layer)
+    wanted = _classes(target, vocab)
+    with unchanged(model):
+        names = [item_name(it, i) if isinstance(it, (str, Path)) else f"item {i}" for i, it in enumerate(items)]
+        dl = self.dls.test_dl([as_item(it) for it in items], num_workers=0)
+        batches = [encode(dl, i, name) for i, name in enumerate(names)]
+        found: list[CAM] = []
+        for batch in batches:
+            x = for_model(batch, model)
+            classes = torch.tensor([wanted]) if isinstance(wanted, list) else wanted
+            cams = cams_of(model, x, layer=layers, target=classes, method=method)
+            found += _explained(cams, picture(dl, batch), vocab, self.loss_func)
+    if len(found) == 1 and not isinstance(item, (list, tuple)) and not isinstance(target, (list, tuple)):
+        return found[0]
+    per_item = len(found) // len(items)
+    side_by_side = None if per_item == 1 or (len(items) == 1 and per_item > 5) else per_item
+    return CAMList(found, side_by_side)
+
+
+def _classes(target: Any, vocab: list[str] | None) -> Any:
+    "`target` in the engine's terms; a list stays a list."
+    if target is None or callable(target):
+        return target
+    if isinstance(target, Tensor):
+        target = target.tolist()
+    if isinstance(target, (list, tuple)):
+        if not target:
+            raise ValueError("target=[] names no class to explain.")
+        return [class_index(t, vocab) for t in target]
+    return class_index(target, vocab)
+
+
+def _explained(cams, image: Image.Image, vocab, loss_func) -> list[CAM]:
+    "The `CAM`s of one image: for each layer, each class."
+    name = lambda c: vocab[c] if vocab and c < len(vocab) else str(c)  # noqa: E731
+    categories = cams.target is not None
+    probs = probabilities(cams.output, loss_func)[0].cpu() if categories else None
+    pred = int(probs.argmax()) if categories else None
+    found = []
+    for layer, maps in zip(cams.layers, cams.maps, strict=True):
+        several = categories and cams.target.ndim == 2
+        for k, map in enumerate(maps[0] if several else maps):
+            cam = CAM(map.cpu(), image, layer)
+            if categories:
+                cam.target = int(cams.target[0, k] if several else cams.target[0])
+                cam.label, cam.prob = name(cam.target), float(probs[cam.target])
+                cam.pred, cam.pred_prob = name(pred), float(probs[pred])
+            found.append(cam)
+    return found
+
+
+def resolve_layer(learn: Learner, layer: Any) -> list[str]:
+    """`layer` of a learner as dotted names: an int `i` is `learn.model[0][i]`, `"all"` every child of `learn.model[0]`.
+
+    Raises `ValueError` for a layer that does not exist, with those that do.
+    """
+    model = unwrap(learn.model)
+    if isinstance(layer, str) and layer == "all":
+        return [f"0.{i}" for i in range(len(_body(model)))]
+    if isinstance(layer, (list, tuple)) and layer:
+        return [name for one in layer for name in resolve_layer(learn, one)]
+    if isinstance(layer, int) and not isinstance(layer, bool):
+        count = len(_body(model))
+        if not -count <= layer < count:
+            raise ValueError(f"layer {layer} does not exist: learn.model[0] has layers 0 to {count - 1}.")
+        return [f"0.{layer % count}"]
+    return [name for name, _ in named_layers(model, layer)]
+
+
+def _body(model: nn.Module) -> nn.Sequential:
+    first = model[0] if isinstance(model, nn.Sequential) and len(model) else None
+    if not isinstance(first, nn.Sequential):
+        children = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(
+            f'A layer by number, and "all", are children of learn.model[0], which this {type(model).__name__} does not '
+            f"have: name a layer instead, such as one of {children}."
+        )
+    return first
+
+
+def _tile(image: Image.Image) -> int:
+    return min(384, max(208, *image.size))
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()

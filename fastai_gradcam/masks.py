@@ -1,0 +1,125 @@
+"""Masks of the objects on the panel's images, brought through the same transforms as the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.data.load import DataLoader
+from fastai.torch_core import to_device
+from fastai.vision.core import PILMask
+from PIL import Image, ImageDraw
+
+__all__ = ["Masks", "panel_masks"]
+
+Masks = None | str | Path | Mapping[Any, Any] | Callable[[Any], Any]
+
+
+def panel_masks(
+    masks: Masks, dl: DataLoader, indices: Sequence[int], items: Sequence, names: Sequence[str], size: Sequence[int]
+) -> list[np.ndarray | None]:
+    """For each item a boolean `(H, W)` array that is true on the object, as the model sees it, or `None`.
+
+    `masks`: a callable `item -> mask`; a folder that holds a mask under each image's name or relative path, with any
+    image suffix; or a mapping from an item's path, name or file name. A mask is a path, an image or array of the
+    original image's size (any value but 0 is object), a box `(x0, y0, x1, y1)` or a list of boxes in pixels of the
+    original image, or `None`. Raises `ValueError` with the item's name for a mask that is missing, of another size
+    than its image, or cannot be read.
+    """
+    if masks is None:
+        return [None] * len(indices)
+    find = _finder(masks)
+    found = []
+    for index, item, name in zip(indices, items, names, strict=True):
+        try:
+            value = find(item, name)
+        except Exception as error:
+            raise ValueError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
+        found.append(None if value is None else _through_pipeline(value, dl, index, name, size))
+    if all(m is None for m in found):
+        raise ValueError(f"masks has no mask for any image of the panel, such as {names[0]!r}.")
+    return found
+
+
+def _finder(masks: Masks) -> Callable[[Any, str], Any]:
+    if callable(masks):
+        return lambda item, name: masks(item)
+    if isinstance(masks, Mapping):
+        return lambda item, name: next((masks[k] for k in _keys(item, name) if k in masks), None)
+    if isinstance(masks, (str, Path)):
+        folder = Path(masks)
+        if not folder.is_dir():
+            raise ValueError(f"masks={str(masks)!r} is not a folder.")
+        return lambda item, name: _in_folder(folder, name)
+    raise TypeError(f"masks must be a callable item -> mask, a folder, or a mapping to masks or boxes, got {masks!r}.")
+
+
+def _keys(item: Any, name: str) -> list[Any]:
+    path = Path(name)
+    keys = [str(item), name, path.name, path.stem]
+    return [item, *keys] if isinstance(item, (str, Path, int)) else keys
+
+
+def _in_folder(folder: Path, name: str) -> Path | None:
+    for relative in (Path(name), Path(Path(name).name)):
+        for suffix in (relative.suffix, ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"):
+            candidate = folder / relative.with_suffix(suffix)
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _through_pipeline(value: Any, dl: DataLoader, index: int, name: str, size: Sequence[int]) -> np.ndarray:
+    image = dl.create_item(index)[0]
+    original = image.size if isinstance(image, Image.Image) else tuple(image.shape[:-3:-1])
+    try:
+        mask = _as_image(value, original)
+    except Exception as error:
+        raise ValueError(f"The mask of image {name!r} cannot be read: {error}") from error
+    if mask.size != tuple(original):
+        raise ValueError(
+            f"The mask of image {name!r} is {mask.size[0]}×{mask.size[1]} pixels, its image {original[0]}×{original[1]}."
+        )
+    # fastai's transforms know masks by their type: cropped and warped with the image, never blended or normalised.
+    sample = dl.after_item((image, PILMask(mask)))
+    batch = dl.do_batch([sample])
+    if getattr(dl, "device", None) is not None:
+        batch = to_device(batch, dl.device)
+    seen = dl.after_batch(batch)[1]
+    seen = torch.as_tensor(seen).reshape(seen.shape[-2:]).cpu().numpy() > 0
+    if seen.shape != tuple(size):
+        raise ValueError(
+            f"After the transforms, the mask of image {name!r} is {seen.shape[1]}×{seen.shape[0]} pixels and its image "
+            f"{size[1]}×{size[0]}: one of the transforms does not know masks."
+        )
+    return seen
+
+
+def _as_image(value: Any, size: tuple[int, int]) -> Image.Image:
+    "A mask as an 8-bit image of 0 and 1."
+    lossy = isinstance(value, (str, Path)) and Path(value).suffix.lower() in (".jpg", ".jpeg")
+    if isinstance(value, (str, Path)):
+        value = Image.open(value)
+    if isinstance(value, Image.Image):
+        array = np.asarray(value.convert("L") if value.mode not in ("L", "1", "I", "P", "I;16") else value)
+    else:
+        array = np.asarray(value)
+        if array.shape == (4,) or (array.ndim == 2 and array.shape[1] == 4 and tuple(array.shape) != size[::-1]):
+            return _boxes(array.reshape(-1, 4), size)
+    if array.ndim != 2:
+        raise ValueError(f"a mask is (H, W), a box (x0, y0, x1, y1) or a list of boxes, got shape {array.shape}")
+    # A JPEG's black is not quite 0.
+    return Image.fromarray((array > 127 if lossy else array != 0).astype(np.uint8))
+
+
+def _boxes(boxes: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    mask = Image.new("L", size)
+    draw = ImageDraw.Draw(mask)
+    for x0, y0, x1, y1 in boxes.tolist():
+        if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
+            raise ValueError(f"the box {(x0, y0, x1, y1)} does not lie in an image of {size[0]}×{size[1]} pixels")
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=1)
+    return mask

@@ -1,0 +1,159 @@
+"""The fixed validation panel: the same images before training and after every epoch, decoded once."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.learner import Learner
+from PIL import Image
+from torch import Tensor
+
+from .data import encode, item_name, picture, vocabulary
+from .masks import Masks, panel_masks
+
+__all__ = ["Panel", "build_panel"]
+
+# Labels are read to spread the panel over the classes; beyond this many, a sample of the items says enough.
+_MOST_LABELS_READ = 4096
+
+
+@dataclass
+class Panel:
+    """Images to watch: `x` `(n, C, H, W)` on the CPU as the model takes it, `y` the targets `(n, …)` or `None`.
+
+    `names`, `labels` (`None` where unknown) and `images` (RGB, what the model sees) have one entry per image,
+    `masks` a boolean `(H, W)` array or `None` for each.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    names: list[str]
+    labels: list[str | None]
+    images: list[Image.Image]
+    masks: list[np.ndarray | None] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def build_panel(
+    learn: Learner, n: int = 16, items: Sequence | None = None, seed: int = 12345, masks: Masks = None
+) -> Panel:
+    """The panel of `learn`: `items`, or `n` images of the validation set, spread over the classes by `seed`.
+
+    `items`: indices into the validation set, or items as its data source has them (paths, rows). Raises
+    `ValueError` for an empty panel, and for an image that cannot be read, with its name. A panel larger than the
+    validation set takes all of it, with a warning.
+    """
+    dls = learn.dls
+    valid = getattr(dls, "valid_ds", None)
+    if items is not None:
+        items = list(items)
+        if not items:
+            raise ValueError("items=[] leaves nothing to watch: give at least one image, or n= to choose for you.")
+    if items is not None and not all(isinstance(i, (int, np.integer)) for i in items):
+        dl, sources, indices = _loader_of(dls, items), items, list(range(len(items)))
+    else:
+        size = len(valid) if valid is not None else 0
+        if not size:
+            raise ValueError(
+                "The validation set is empty, so there is nothing to watch: give the DataLoaders a validation split, or "
+                "images with items=."
+            )
+        dl = dls.valid.new(shuffle=False, drop_last=False, num_workers=0)
+        indices = _checked(items, size) if items is not None else _spread(learn, n, seed)
+        all_items = getattr(valid, "items", None)
+        sources = [_at(all_items, i) for i in indices]
+    root = getattr(dls, "path", None)
+    names = [item_name(item, i, root) for item, i in zip(sources, indices, strict=True)]
+    batches = [encode(dl, i, name) for i, name in zip(indices, names, strict=True)]
+    inputs = [b[0] if isinstance(b, (tuple, list)) else b for b in batches]
+    shapes = {tuple(x.shape[1:]) for x in inputs}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The panel's images have different sizes ({', '.join(map(str, sorted(shapes)))}): give the data block an item "
+            "transform that makes them one size, such as Resize."
+        )
+    x = torch.cat([x.detach().cpu().as_subclass(Tensor) for x in inputs])
+    y = _targets(batches)
+    panel = Panel(x, y, names, _labels(dls, y, len(x)), [picture(dl, b) for b in batches])
+    panel.masks = panel_masks(masks, dl, indices, sources, names, x.shape[-2:])
+    return panel
+
+
+def _loader_of(dls, items):
+    try:
+        return dls.test_dl(items, with_labels=True, num_workers=0, shuffle=False)
+    except Exception as error:
+        warnings.warn(
+            f"The labels of items= could not be read ({type(error).__name__}: {error}); the panel goes without.",
+            stacklevel=2,
+        )
+        return dls.test_dl(items, num_workers=0, shuffle=False)
+
+
+def _checked(indices: Sequence[int], size: int) -> list[int]:
+    for i in indices:
+        if not 0 <= i < size:
+            raise ValueError(f"items has index {i}, but the validation set has images 0 to {size - 1}.")
+    return [int(i) for i in indices]
+
+
+def _at(items: Any, index: int) -> Any:
+    if items is None:
+        return None
+    return items.iloc[index] if hasattr(items, "iloc") else items[index]
+
+
+def _spread(learn: Learner, n: int, seed: int) -> list[int]:
+    "`n` indices into the validation set, each class as often as any other, grouped by class."
+    valid = learn.dls.valid_ds
+    if n >= len(valid):
+        if n > len(valid):
+            warnings.warn(f"The panel takes all {len(valid)} images of the validation set, not n={n}.", stacklevel=2)
+        chosen = list(range(len(valid)))
+        return sorted(chosen, key=lambda i: (_label_of(valid, i), i))
+    shuffled = random.Random(seed).sample(range(len(valid)), len(valid))
+    by_class = defaultdict(list)
+    for i in shuffled[: max(n, _MOST_LABELS_READ)]:
+        by_class[_label_of(valid, i)].append(i)
+    # One round after the other takes an image of each class; which classes come in the last, shorter round is up
+    # to the seed as well.
+    order = random.Random(seed).sample(sorted(by_class), len(by_class))
+    rounds = max(map(len, by_class.values()))
+    dealt = [(label, by_class[label][k]) for k in range(rounds) for label in order if k < len(by_class[label])]
+    return [i for _, i in sorted(dealt[:n])]
+
+
+def _label_of(dataset: Any, index: int) -> str:
+    "The label of an item without decoding its image, empty where the data set does not keep the two apart."
+    lists = getattr(dataset, "tls", None)
+    if lists is None or len(lists) < 2:
+        return ""
+    try:
+        return str(lists[-1][index])
+    except Exception:
+        return ""
+
+
+def _targets(batches) -> Tensor | None:
+    ys = [b[-1] for b in batches if isinstance(b, (tuple, list)) and len(b) > 1]
+    if len(ys) != len(batches) or not all(isinstance(y, Tensor) for y in ys):
+        return None
+    if len({tuple(y.shape) for y in ys}) > 1:
+        return None
+    return torch.cat([y.detach().cpu().as_subclass(Tensor) for y in ys])
+
+
+def _labels(dls, y: Tensor | None, n: int) -> list[str | None]:
+    vocab = vocabulary(dls)
+    if y is None or y.ndim != 1 or y.is_floating_point():
+        return [None] * n
+    return [vocab[i] if vocab and 0 <= i < len(vocab) else str(i) for i in y.tolist()]

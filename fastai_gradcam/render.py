@@ -1,0 +1,186 @@
+"""Map → colours → overlay → labelled grid. Knows images and arrays, neither models nor torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .suggest import one_of
+
+__all__ = ["DEFAULT_ALPHA", "DEFAULT_CMAP", "Cell", "colormap", "grid", "normalise", "overlay", "upsample"]
+
+DEFAULT_CMAP = "inferno"
+DEFAULT_ALPHA = 0.5
+
+RIGHT, WRONG, INK, FAINT, PAPER = "#1a7f37", "#c9252d", "#1f2328", "#656d76", "#ffffff"
+
+
+@lru_cache
+def colormap(name: str) -> np.ndarray:
+    "The 256 colours of matplotlib's colormap `name`, uint8 `(256, 3)`. Raises `ValueError` for an unknown one."
+    if name not in matplotlib.colormaps:
+        raise ValueError(one_of("colormap", name, [n for n in matplotlib.colormaps if not n.endswith("_r")]))
+    return (matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3]).copy()
+
+
+def upsample(map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    "`map` `(h, w)` bilinearly at `size` `(width, height)`, float32 `(height, width)`."
+    image = Image.fromarray(np.ascontiguousarray(map, dtype=np.float32))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def normalise(map: np.ndarray, vmax: float | None = None) -> np.ndarray:
+    "`map` divided by `vmax` (its own maximum), clipped to 0…1. A map without mass stays all zero, NaN becomes 0."
+    map = np.nan_to_num(np.asarray(map, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    top = float(map.max()) if vmax is None else float(vmax)
+    return np.clip(map / top, 0, 1) if top > 0 else np.zeros_like(map)
+
+
+def overlay(
+    image: Image.Image,
+    map: np.ndarray,
+    alpha: float = DEFAULT_ALPHA,
+    cmap: str = DEFAULT_CMAP,
+    vmax: float | None = None,
+) -> Image.Image:
+    """`image` with `map` over it: `(1 - alpha)·image + alpha·colour`, at the image's size, RGB.
+
+    `map`: `(h, w)`, any resolution; `vmax`: the value of the hottest colour (default: the map's maximum). An empty
+    map is shown as what it is: the image, without colour. Raises `ValueError` for an alpha outside of 0…1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in 0…1, got {alpha!r}.")
+    colours = colormap(cmap)
+    image = image.convert("RGB")
+    heat = normalise(upsample(map, image.size), vmax) if vmax else normalise(upsample(normalise(map), image.size), 1.0)
+    if not heat.any():
+        return image
+    coloured = Image.fromarray(colours[np.rint(heat * 255).astype(np.uint8)])
+    return Image.blend(image, coloured, alpha)
+
+
+@dataclass
+class Cell:
+    """One picture of a grid: an image, its map, what to write under it.
+
+    `verdict`: whether the prediction is right, which colours the frame and the last line; `None` where nobody knows.
+    """
+
+    image: Image.Image
+    map: np.ndarray | None = None
+    title: str = ""
+    subtitle: str = ""
+    verdict: bool | None = None
+    note: str = ""
+
+
+def grid(
+    cells: Sequence[Cell],
+    heading: str = "",
+    columns: int | None = None,
+    tile: int = 208,
+    alpha: float = DEFAULT_ALPHA,
+    cmap: str = DEFAULT_CMAP,
+) -> Image.Image:
+    """Cells in rows of `columns` (default: about as wide as high), each image at most `tile` pixels, RGB.
+
+    Under each image stand its title and subtitle, green where the verdict is right and red where it is wrong, with
+    a sign for those who cannot tell the two. `heading` stands above all, on as many lines as it needs.
+    """
+    if not cells:
+        raise ValueError("There are no cells to draw.")
+    columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
+    rows = math.ceil(len(cells) / columns)
+    gap, text, notes = tile // 16, _font(tile // 14), any(c.note for c in cells)
+    line = round(text.size * 1.35)
+    high = max(_fit(c.image.size, tile)[1] for c in cells)
+    lines = 1 + any(c.subtitle for c in cells) + notes
+    step_x, step_y = tile + gap, high + lines * line + gap + line // 4
+    width = gap + columns * step_x
+    head_font = _font(tile // 11)
+    head = _wrap(heading, head_font, width - 2 * gap)
+    head_line = round(head_font.size * 1.4)
+    top = gap + len(head) * head_line + (gap // 2 if head else 0)
+    page = Image.new("RGB", (width, top + rows * step_y), PAPER)
+    draw = ImageDraw.Draw(page)
+    for i, words in enumerate(head):
+        draw.text((gap, gap + i * head_line), words, INK if i == 0 else FAINT, head_font)
+    for i, cell in enumerate(cells):
+        x, y = gap + (i % columns) * step_x, top + (i // columns) * step_y
+        _draw_cell(page, draw, cell, x, y, tile, high, text, line, alpha, cmap)
+    return page
+
+
+def _draw_cell(page, draw, cell: Cell, x, y, tile, high, text, line, alpha, cmap) -> None:
+    size = _fit(cell.image.size, tile)
+    picture = cell.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    empty = cell.map is not None and not normalise(cell.map).any()
+    if cell.map is not None:
+        picture = overlay(picture, cell.map, alpha, cmap)
+    left, above = x + (tile - size[0]) // 2, y + (high - size[1]) // 2
+    page.paste(picture, (left, above))
+    colour = {True: RIGHT, False: WRONG, None: FAINT}[cell.verdict]
+    stroke = max(2, tile // 70)
+    draw.rectangle((left, above, left + size[0] - 1, above + size[1] - 1), outline=colour, width=stroke)
+    if empty:
+        words = "not finite" if not np.isfinite(cell.map).all() else "empty map"
+        box = draw.textbbox((left + stroke + 5, above + stroke + 3), words, font=text)
+        draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), PAPER)
+        draw.text((left + stroke + 5, above + stroke + 3), words, FAINT, text)
+    sign = {True: "✓ ", False: "✗ ", None: ""}[cell.verdict]
+    below = y + high + line // 4
+    written = [(cell.title, INK), (sign + cell.subtitle if cell.subtitle else "", colour), (cell.note, FAINT)]
+    for words, ink in (w for w in written if w[0]):
+        draw.text((x, below), _shorten(words, text, tile), ink, text)
+        below += line
+
+
+def _fit(size: tuple[int, int], tile: int) -> tuple[int, int]:
+    scale = tile / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # matplotlib ships DejaVu Sans, which has far more scripts than Pillow's own font.
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+def _shorten(words: str, font, width: int) -> str:
+    "`words` on one line of at most `width` pixels; the middle gives way, so that the end (a percentage) stays."
+    words = " ".join(words.split())
+    if font.getlength(words) <= width:
+        return words
+    keep_end = words.rpartition(" ")[2] if words.endswith("%") else ""
+    start = words[: -len(keep_end)].rstrip() if keep_end else words
+    # Binary search: labels may have hundreds of characters.
+    low, high = 0, len(start)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if font.getlength(f"{start[:middle]}… {keep_end}".rstrip()) <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return f"{start[:low].rstrip()}… {keep_end}".rstrip()
+
+
+def _wrap(words: str, font, width: int) -> list[str]:
+    "`words` on lines of at most `width` pixels, broken between parts that ` · ` separates; `\\n` starts a line."
+    lines = []
+    for paragraph in filter(None, words.split("\n")):
+        line = ""
+        for part in paragraph.split(" · "):
+            joined = f"{line} · {part}" if line else part
+            if line and font.getlength(joined) > width:
+                lines.append(line)
+                joined = part
+            line = joined
+        lines.append(_shorten(line, font, width))
+    return lines

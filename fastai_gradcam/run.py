@@ -1,0 +1,215 @@
+"""The run folder as people read it: `Run(path)`, without torch, without fastai, without the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import warnings
+import zipfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from .measures import MEASURES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .record import Recorder
+
+__all__ = ["HISTORY_COLUMNS", "SCHEMA_VERSION", "Run"]
+
+SCHEMA_VERSION = 1
+
+HISTORY_COLUMNS = [*"frame fit epoch item layer label target prob pred pred_prob correct loss".split(), *MEASURES]
+_TEXT, _FLAGS = ("layer", "label", "target", "pred"), ("correct", "pointing_hit")
+
+
+class Run:
+    """A folder of frames: what `GradCAMCallback` wrote, finished or still growing.
+
+    `info` is `run.json`; `frames`, `panel`, `layers`, `vocab`, `settings` and `status` are parts of it. Everything is
+    read when asked for: a run that grows shows its newest frame on the next look. Raises `FileNotFoundError` for a
+    folder without a run, and `ValueError` for one that a newer version wrote or whose `run.json` is damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._writer: Recorder | None = None
+        self.info  # noqa: B018  (a folder that is no run is told at once)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}): {len(self.frames)} frames of {len(self.panel)} images, {self.status}"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        "The contents of `run.json`."
+        if self._writer is not None:
+            self._writer.flush()
+        file = self.path / "run.json"
+        try:
+            info = json.loads(file.read_text(encoding="utf-8"))
+            version = info["schema_version"]
+        except FileNotFoundError:
+            raise FileNotFoundError(f"There is no run in {str(self.path)!r}: it has no run.json.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(file)!r} is damaged: {error}") from error
+        if version > SCHEMA_VERSION:
+            raise ValueError(
+                f"{str(file)!r} has schema version {version}; this fastai_gradcam reads up to {SCHEMA_VERSION}. Upgrade it."
+            )
+        return info
+
+    @property
+    def status(self) -> str:
+        "`running`, `finished` or `interrupted`; the last also where the process that wrote the run is gone."
+        info = self.info
+        status = info["status"]
+        if status == "running" and info.get("host") == socket.gethostname() and not _alive(info.get("pid")):
+            return "interrupted"
+        return status
+
+    @property
+    def frames(self) -> list[dict[str, Any]]:
+        "One dict per frame: `frame`, `fit`, `epoch` (-1 before training), `metrics`, `status` (ok or failed), `error`."
+        return self.info["frames"]
+
+    @property
+    def panel(self) -> list[dict[str, Any]]:
+        "One dict per image: `item`, `name`, `label`, `image`, `mask`, `width`, `height`."
+        return self.info["panel"]
+
+    @property
+    def layers(self) -> list[str]:
+        "Dotted names of the layers explained."
+        return self.info["layers"]
+
+    @property
+    def vocab(self) -> list[str] | None:
+        "The class names, `None` where the learner has none."
+        return self.info["vocab"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        "What the callback was asked for."
+        return self.info["settings"]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per frame × image × layer (× class): see `HISTORY_COLUMNS`. Undefined numbers are NaN.
+
+        Only rows of frames that are complete; a damaged last row is left out, with a warning.
+        """
+        return read_history(self.path / "history.csv", {f["frame"] for f in self.frames})
+
+    def maps(self, frame: int) -> dict[str, np.ndarray]:
+        """Raw maps of a frame: for each layer an array `(n, h, w)`, or `(n, K, h, w)` for K classes per image.
+
+        Raises `IndexError` for a frame that does not exist and `ValueError` for one that failed or is damaged.
+        """
+        number = self._frame(frame)["frame"]
+        file = self.path / "maps" / f"frame-{number:03d}.npz"
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            raise ValueError(f"The maps of frame {number} ({str(file)!r}) cannot be read: {error}") from error
+
+    def image(self, item: int) -> Image.Image:
+        "Image `item` of the panel as the model sees it, RGB."
+        return _images(self.path / self.panel[item]["image"])
+
+    def mask(self, item: int) -> np.ndarray | None:
+        "The object's mask on image `item`, boolean `(H, W)`, or `None`."
+        file = self.panel[item].get("mask")
+        if not file:
+            return None
+        with Image.open(self.path / file) as mask:
+            return np.asarray(mask.convert("L")) > 127
+
+    def grid(self, frame: int = -1) -> Image.Image:
+        "The labelled heatmap grid of a frame, as saved during training."
+        number = self._frame(frame)["frame"]
+        return _images(self.path / "frames" / f"frame-{number:03d}.png")
+
+    def _frame(self, frame: int) -> dict[str, Any]:
+        "The frame numbered `frame`; negative numbers count from the last complete one."
+        frames = self.frames
+        complete = [f for f in frames if f["status"] == "ok"]
+        if frame < 0:
+            if -frame > len(complete):
+                raise IndexError(f"There is no frame {frame}: {len(complete)} frames are complete.")
+            return complete[frame]
+        found = next((f for f in frames if f["frame"] == frame), None)
+        if found is None:
+            known = f"frames 0 to {frames[-1]['frame']}" if frames else "no frames yet"
+            raise IndexError(f"There is no frame {frame}: the run has {known}.")
+        if found["status"] != "ok":
+            raise ValueError(f"Frame {frame} failed: {found['error']}")
+        return found
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<p>{escape(repr(self))}</p>"
+
+    @cached_property
+    def name(self) -> str:
+        "The run's name: that of its folder."
+        return self.path.resolve().name
+
+
+def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
+    "`history.csv` as a DataFrame, rows of `frames` only."
+    import pandas as pd
+
+    numbers = [c for c in HISTORY_COLUMNS if c not in _TEXT and c not in _FLAGS]
+    try:
+        # A class may be called "NA" or "null": only numbers are undefined where they are empty.
+        table = pd.read_csv(
+            file, keep_default_na=False, dtype=str, encoding="utf-8", on_bad_lines="warn", lineterminator="\n"
+        )
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        table = pd.DataFrame(columns=HISTORY_COLUMNS, dtype=str)
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{str(file)!r} is damaged: {error}") from error
+    missing = [c for c in HISTORY_COLUMNS if c not in table.columns]
+    if missing:
+        raise ValueError(f"{str(file)!r} is damaged: it has no column {missing[0]!r}.")
+    for column in numbers:
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+    whole = table["frame"].isin(frames) & (table["pointing_hit"].notna()) & table["item"].notna()
+    if (table["frame"].isna() | table["pointing_hit"].isna()).any():
+        warnings.warn(f"{file.name}: a damaged row is left out.", stacklevel=3)
+    table = table[whole].reset_index(drop=True)
+    for column in ("frame", "fit", "epoch", "item"):
+        table[column] = table[column].astype(int)
+    for column in _FLAGS:
+        table[column] = table[column].map({"True": True, "False": False}).astype("boolean")
+    return table
+
+
+def _images(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"The picture {str(file)!r} cannot be read: {error}") from error
+
+
+def _alive(pid: int | None) -> bool:
+    if not pid:
+        return False
+    if os.name == "nt":  # there, signal 0 would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
