@@ -169,6 +169,8 @@ class _Panel:
         areas = pd.Series({int(item): float(area) for item, area in mask_areas.items()}, dtype="float64")
         self.last["mask_area"] = areas.reindex(self.last.index)
         self.last["limit"] = (self.last["mask_area"] * thresholds.over_chance).fillna(thresholds.on_object)
+        records = rows.to_records(index=False)
+        self.by_item = {item: records[records["item"] == item] for item in self.last.index}
         shape = map_shapes.get(self.layer)
         self.even_border = None if shape is None else _ring(shape)
 
@@ -215,20 +217,21 @@ def _wrong(panel: _Panel) -> pd.DataFrame:
 def _left_object(panel: _Panel) -> pd.DataFrame:
     t, found = panel.thresholds, {}
     for item, rows in _same_target(panel):
-        shares = rows[~(rows["epoch"] < 0)].set_index("frame")["mask_share"].dropna()
-        if len(shares) < 2 or shares.index[-1] != panel.frame:
+        rows = rows[~(rows["epoch"] < 0) & ~np.isnan(rows["mask_share"])]
+        frames, shares = rows["frame"], rows["mask_share"]
+        if len(shares) < 2 or frames[-1] != panel.frame:
             continue
-        best, now = shares.iloc[:-1].max(), shares.iloc[-1]
+        best = int(shares[:-1].argmax())
+        fall = shares[best] - shares[-1]
         # Shares are floats: 0.6 − 0.3 is a little less than 0.3.
-        if best - now < t.fall - 1e-9 or now > t.fall_to * best + 1e-9:
-            continue
-        since_best = shares.loc[shares.iloc[:-1].idxmax() :]
-        found[item] = {
-            "mask_share_before": best,
-            "frame_before": int(since_best.index[0]),
-            "fell_in": int(since_best.diff().idxmin()),
-            "strength": best - now,
-        }
+        if fall >= t.fall - 1e-9 and shares[-1] <= t.fall_to * shares[best] + 1e-9:
+            steepest = best + 1 + int(np.diff(shares[best:]).argmin())
+            found[item] = {
+                "mask_share_before": shares[best],
+                "frame_before": int(frames[best]),
+                "fell_in": int(frames[steepest]),
+                "strength": fall,
+            }
     return _with(panel, found)
 
 
@@ -239,29 +242,28 @@ def _unsettled(panel: _Panel) -> pd.DataFrame:
     late = panel.frames[-max(2, math.ceil(len(panel.frames) * t.late - 1e-9)) :]
     for item, rows in _same_target(panel):
         # The first of them has nothing of its class before it.
-        rows = rows.iloc[1:][rows["frame"].iloc[1:].isin(late)]
+        rows = rows[1:][rows["frame"][1:] >= late[0]]
         similarity, shift = (_mean_of_several(rows[name]) for name in ("similarity_prev", "centroid_shift"))
         if similarity < t.settled_similarity or shift > t.settled_shift:
-            moves = np.nanmax([t.settled_similarity - similarity, shift - t.settled_shift])
             found[item] = {
                 "similarity_late": similarity,
                 "shift_late": shift,
                 "late_from": late[0],
-                "strength": min(max(float(moves), 0.0), 1.0),
+                "strength": np.nanmax([t.settled_similarity - similarity, shift - t.settled_shift]),
             }
     return _with(panel, found)
 
 
-def _same_target(panel: _Panel) -> Iterator[tuple[int, pd.DataFrame]]:
+def _same_target(panel: _Panel) -> Iterator[tuple[int, np.recarray]]:
     """Each item of the last frame with its rows back to where another class was explained: the maps of two
     classes differ without anything having moved."""
-    for item, rows in panel.rows[panel.rows["item"].isin(panel.last.index)].groupby("item"):
-        other = np.flatnonzero((rows["target"] != rows["target"].iloc[-1]).to_numpy())
-        yield item, rows.iloc[other[-1] + 1 if len(other) else 0 :]
+    for item, rows in panel.by_item.items():
+        other = np.flatnonzero(rows["target"] != rows["target"][-1])
+        yield item, rows[other[-1] + 1 if len(other) else 0 :]
 
 
-def _mean_of_several(values: pd.Series) -> float:
-    values = values.dropna()
+def _mean_of_several(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) > 1 else math.nan
 
 

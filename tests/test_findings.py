@@ -169,7 +169,8 @@ def test_with_the_masks_area_attention_is_judged_against_chance():
     found = only(findings(run, mask_areas={12: 0.5}))
     assert found["text"].startswith("Trout (1 of 4 images): ")
     assert "30 % of the attention is on the object, which covers 50 % of the picture" in found["text"]
-    # one that covers 15 % gets twice as much as by chance
+    # 0.3 of the attention on 0.35 of the picture is a little less than by chance, on 0.15 twice as much
+    assert findings(run, mask_areas={12: 0.35}).empty
     assert findings(run, mask_areas={12: 0.15}).empty
     # a small one with 11 % is well above its 5 %
     small = history(trout(mask_share=0.11))
@@ -346,6 +347,7 @@ def test_attention_that_moved_off_the_object():
         [0.5, 0.6, 0.6, 0.1, 0.5, 0.5],  # it came back
         [0.5, 0.9, 0.8, 0.7, 0.6, 0.5],  # most is still there
         [0.3, 0.4, 0.4, 0.4, 0.3, 0.21],  # a little less than before
+        [0.5, 0.6, 0.6, 0.1, np.nan, np.nan],  # not known where it is in the last frame
     ],
 )
 def test_less_attention_on_the_object_is_not_off_it(shares):
@@ -485,7 +487,6 @@ def test_findings_leave_the_history_alone():
 def test_no_column_is_needed(name):
     run = many_kinds()
     findings(run.drop(columns=name))
-    findings(run.assign(**{name: np.nan}))
     findings(run.assign(**{name: None}))
     findings(run.assign(**{name: "?"}))
 
