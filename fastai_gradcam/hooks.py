@@ -61,14 +61,12 @@ class HookBwd:
         if not torch.is_grad_enabled() or not isinstance(output, Tensor):
             return None
         self._runs += 1
-        if output.requires_grad:
-            output.register_hook(self._store_of(self._runs))
-            return None
-        # Nothing before this module wants a gradient (a frozen body): the graph starts here. The clone is for
-        # in-place operations, which a leaf does not allow.
-        leaf = output.detach().requires_grad_()
-        leaf.register_hook(self._store_of(self._runs))
-        return leaf.clone()
+        # Where nothing before this module wants a gradient (a frozen body), the graph starts here.
+        heard = output if output.requires_grad else output.detach().requires_grad_()
+        heard.register_hook(self._store_of(self._runs))
+        # In-place operations get a clone: a leaf does not allow them, and a tensor of a subclass (fastai's
+        # TensorImage) forgets its hook with them.
+        return heard.clone()
 
     def _store_of(self, run: int):
         def store(grad: Tensor) -> None:

@@ -157,9 +157,7 @@ def test_a_method_is_its_papers_formula_for_negative_activations_and_zero_gradie
 
 
 def test_every_registered_method_has_an_oracle():
-    assert {name for name, m in methods.items() if m.signed.__module__ == "fastai_gradcam.methods"} == set(
-        oracles
-    )
+    assert {name for name, m in methods.items() if m.signed.__module__ == "fastai_gradcam.methods"} == set(oracles)
 
 
 class CaptumsToy(nn.Module):
@@ -294,9 +292,7 @@ def test_negative_share_is_what_the_relu_cut_off():
     A, g = torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[1.0, -1.0]]]])
     net = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.ones_(net.weight)
-    made = gradcam(
-        nn.Sequential(net), A, layer="0", method="hirescam", target=lambda out: (out * g).sum((1, 2, 3))
-    )
+    made = gradcam(nn.Sequential(net), A, layer="0", method="hirescam", target=lambda out: (out * g).sum((1, 2, 3)))
     assert made.maps[0].tolist() == [[[3, 0]]]
     assert made.negative_share[0].item() == pytest.approx(1 / 4)
 
