@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor, nn
 
+from .cam import CAMs
 from .cam import gradcam as cams_of
 from .data import as_item, class_index, encode, for_model, item_name, picture, probabilities, vocabulary
 from .guard import unchanged
@@ -173,12 +174,13 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
         names = [item_name(it, i) if isinstance(it, (str, Path)) else f"item {i}" for i, it in enumerate(items)]
         dl = self.dls.test_dl([as_item(it) for it in items], num_workers=0)
         batches = [encode(dl, i, name) for i, name in enumerate(names)]
+        images = [picture(dl, batch) for batch in batches]
         found: list[CAM] = []
-        for batch in batches:
-            x = for_model(batch, model)
-            classes = torch.tensor([wanted]) if isinstance(wanted, list) else wanted
+        for at, x in _stacked([for_model(batch, model) for batch in batches]):
+            classes = torch.tensor([wanted] * len(x)) if isinstance(wanted, list) else wanted
             cams = cams_of(model, x, layer=layers, target=classes, method=method)
-            found += _explained(cams, picture(dl, batch), vocab, self.loss_func)
+            for i in range(len(x)):
+                found += _explained(cams, i, images[at + i], vocab, self.loss_func)
     if len(found) == 1 and not isinstance(item, (list, tuple)) and not isinstance(target, (list, tuple)):
         return found[0]
     per_item = len(found) // len(items)
@@ -199,19 +201,28 @@ def _classes(target: Any, vocab: list[str] | None) -> Any:
     return class_index(target, vocab)
 
 
-def _explained(cams, image: Image.Image, vocab, loss_func) -> list[CAM]:
-    "The `CAM`s of one image: for each layer, each class."
+def _stacked(inputs: list[Tensor], most: int = 32) -> Iterator[tuple[int, Tensor]]:
+    "Neighbours of one shape as batches of at most `most`, each with the index of its first image."
+    start = 0
+    for i in range(1, len(inputs) + 1):
+        if i == len(inputs) or i - start == most or inputs[i].shape != inputs[start].shape:
+            yield start, torch.cat(inputs[start:i])
+            start = i
+
+
+def _explained(cams: CAMs, i: int, image: Image.Image, vocab, loss_func) -> list[CAM]:
+    "The `CAM`s of image `i` of a batch: for each layer, each class."
     name = lambda c: vocab[c] if vocab and c < len(vocab) else str(c)  # noqa: E731
     categories = cams.target is not None
-    probs = probabilities(cams.output, loss_func)[0].cpu() if categories else None
+    probs = probabilities(cams.output, loss_func)[i].cpu() if categories else None
     pred = int(probs.argmax()) if categories else None
     found = []
     for layer, maps in zip(cams.layers, cams.maps, strict=True):
         several = categories and cams.target.ndim == 2
-        for k, map in enumerate(maps[0] if several else maps):
+        for k, map in enumerate(maps[i] if several else maps[i : i + 1]):
             cam = CAM(map.cpu(), image, layer)
             if categories:
-                cam.target = int(cams.target[0, k] if several else cams.target[0])
+                cam.target = int(cams.target[i, k] if several else cams.target[i])
                 cam.label, cam.prob = name(cam.target), float(probs[cam.target])
                 cam.pred, cam.pred_prob = name(pred), float(probs[pred])
             found.append(cam)

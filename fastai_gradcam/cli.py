@@ -1,0 +1,288 @@
+"""The command `fastai-gradcam`: demo, train, explain, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+EPILOG = """
+examples:
+  fastai-gradcam demo                         draw the fish set, train a resnet34 on it, watch where it looks
+  fastai-gradcam demo --shortcut              the same with a coloured tag that gives the species away
+  fastai-gradcam train photos --epochs 5      your own folder of images, one folder per class
+  fastai-gradcam explain model.pkl a.jpg b/   where a trained learner looks, on images or folders of them
+  fastai-gradcam report runs/my-run           make the interactive report of a run again
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0 done, 1 the work failed, 2 what was asked for does not fit.
+
+    `argv`: the arguments without the program's name, default `sys.argv`.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("\ninterrupted; frames taken so far are kept", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
+        print(f"fastai-gradcam {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="fastai-gradcam",
+        description="Watch where an image model looks while it learns.",
+        epilog=EPILOG,
+        formatter_class=kind,
+    )
+    from ._version import __version__
+
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="train on drawn fish and watch",
+        formatter_class=kind,
+        description="Draws a small set of nine species of fish in the layout of Kaggle's 'A Large Scale Fish Dataset',\n"
+        "trains on it with GradCAMCallback, and says where the pictures are.",
+    )
+    demo.add_argument("--out", type=Path, default=Path("fish"), help="folder for images and runs (default: fish)")
+    demo.add_argument(
+        "--shortcut", action="store_true", help="put a coloured tag that gives the species away beside each fish"
+    )
+    demo.add_argument("--seed", type=int, default=0, help="draws other fish (default: 0)")
+    demo.add_argument("--per-species", type=int, help="images of each species")
+    _training_options(demo, arch="resnet34", epochs=None, size=None, bs=None)
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser(
+        "train",
+        help="train on your own folder of images and watch",
+        formatter_class=kind,
+        description="Fine-tunes a network on a folder of images with GradCAMCallback.\n\n"
+        "DATA holds one folder of images per class, or such a tree in each of train/ and valid/, or the layout of\n"
+        "Kaggle's fish set, whose '<Species> GT' folders are read as masks.",
+    )
+    train.add_argument("data", type=Path, metavar="DATA", help="the folder of images")
+    train.add_argument("--out", type=Path, help="folder for runs (default: DATA/gradcam)")
+    train.add_argument("--seed", type=int, default=42, help="splits off other validation images (default: 42)")
+    train.add_argument("--export", type=Path, help="also save the trained learner in this file, for 'explain'")
+    _training_options(train, arch="resnet34", epochs=5, size=224, bs=32)
+    train.set_defaults(run=_train)
+
+    explain = commands.add_parser(
+        "explain",
+        help="where a trained learner looks on images",
+        formatter_class=kind,
+        description="Writes an overlay for each image, and prints a table of predictions.\n\n"
+        "LEARNER is a file that learn.export() wrote. Loading one runs code from that file: load only what you trust.",
+    )
+    explain.add_argument("learner", type=Path, metavar="LEARNER", help="a learner exported by learn.export()")
+    explain.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="an image, or a folder of images")
+    explain.add_argument("--out", type=Path, default=Path("explained"), help="folder for overlays (default: explained)")
+    explain.add_argument(
+        "--target", action="append", help="class to explain, may be repeated (default: the predicted one)"
+    )
+    explain.add_argument("--layer", help="layer to explain (default: the last with space)")
+    explain.add_argument("--method", default="gradcam", help="how maps are made (default: gradcam)")
+    explain.add_argument("--json", action="store_true", help="print JSON, one object per map")
+    explain.set_defaults(run=_explain)
+
+    report = commands.add_parser("report", help="make the interactive report of a run")
+    report.add_argument("path", type=Path, metavar="RUN", help="a run folder: one that holds run.json")
+    report.add_argument("--out", type=Path, help="the report's file (default: RUN/report.html)")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _training_options(
+    parser: argparse.ArgumentParser, *, arch: str, epochs: int | None, size: int | None, bs: int | None
+):
+    def default(value):
+        return f" (default: {value})" if value is not None else " (default: what suits the demo)"
+
+    parser.add_argument("--arch", default=arch, help=f"a torchvision network, or a timm one by name{default(arch)}")
+    parser.add_argument("--epochs", type=int, default=epochs, help=f"epochs of training{default(epochs)}")
+    parser.add_argument("--size", type=int, default=size, help=f"pixels that images are cropped to{default(size)}")
+    parser.add_argument("--bs", type=int, default=bs, help=f"images per batch{default(bs)}")
+    parser.add_argument("--lr", type=float, help="learning rate (default: 2e-3, or what suits the demo)")
+    parser.add_argument("--layer", help="layer to watch: a number i for learn.model[0][i], or a dotted name")
+    parser.add_argument("--n", type=int, default=16, help="images to watch (default: 16)")
+    parser.add_argument("--method", default="gradcam", help="how maps are made (default: gradcam)")
+    parser.add_argument("--name", help="the run's name (default: the time)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from . import demo
+    from .methods import resolve_method
+
+    resolve_method(options.method)
+    images = options.out / ("images-shortcut" if options.shortcut else "images") / f"seed-{options.seed}"
+    count = options.per_species or demo.PER_SPECIES
+    _say(options, f"drawing {9 * count} fish in {images} …")
+    demo.make_fish(images, per_species=count, seed=options.seed, shortcut=options.shortcut)
+    return _watch(options, images, options.out / "runs", demo.RECIPE)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .methods import resolve_method
+
+    resolve_method(options.method)
+    return _watch(options, options.data, options.out or options.data / "gradcam", {})
+
+
+def _watch(options: argparse.Namespace, data: Path, out: Path, recipe: dict) -> int:
+    "Train on `data` with the callback, and say where the pictures are."
+    from .folders import read_folder
+    from .training import train
+
+    folder = read_folder(data, options.seed)
+    given = {k: getattr(options, k) for k in ("epochs", "size", "bs", "lr", "layer") if getattr(options, k) is not None}
+    learn = train(
+        folder,
+        arch=options.arch,
+        out=out,
+        name=options.name,
+        n=options.n,
+        method=options.method,
+        num_workers=options.workers,
+        seed=options.seed,
+        say=lambda words: _say(options, words),
+        **{**recipe, **given},
+    )
+    run = learn.grad_cam.run
+    if getattr(options, "export", None):
+        learn.export(options.export.resolve())
+        _say(options, f"learner: {options.export}")
+    _conclude(options, run)
+    return 0
+
+
+def _conclude(options: argparse.Namespace, run) -> None:
+    last = run.frames[-1]
+    shares = run.history.groupby("frame")["mask_share"].mean()
+    if options.json:
+        share = None if shares.isna().all() else float(shares.iloc[-1])
+        print(json.dumps({"run": str(run.path), "metrics": last["metrics"], "mask_share": share, "status": run.status}))
+        return
+    accuracy = last["metrics"].get("accuracy")
+    print()
+    if accuracy is not None:
+        print(f"accuracy on the validation images: {accuracy:.0%}")
+    if not shares.isna().all():
+        words = " → ".join(f"{s:.0%}" for s in shares)
+        print(f"share of the attention that lies on the object, frame by frame: {words}")
+    print(f"grids:  {run.path / 'frames'}")
+    for what, file in (("report", "report.html"), ("course", "evolution.png")):
+        if (run.path / file).exists():
+            print(f"{what}: {run.path / file}")
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from .suggest import one_of
+
+    if not options.learner.is_file():
+        raise FileNotFoundError(f"There is no learner file {str(options.learner)!r}.")
+    missing = [p for p in options.images if not p.exists()]
+    if missing:
+        raise FileNotFoundError(f"There is no image or folder {str(missing[0])!r}.")
+    from fastai.data.transforms import get_image_files
+    from fastai.learner import load_learner
+
+    from . import learner  # noqa: F401  (gives Learner its methods)
+    from .methods import methods
+
+    if options.method not in methods:
+        raise ValueError(one_of("method", options.method, list(methods)))
+    images = [f for p in options.images for f in (sorted(get_image_files(p)) if p.is_dir() else [p])]
+    if not images:
+        raise ValueError(f"There are no images in {', '.join(map(str, options.images))}.")
+    try:
+        learn = load_learner(options.learner)
+    except Exception as error:
+        raise ValueError(f"{str(options.learner)!r} cannot be loaded as a learner: {error}") from error
+    target = [int(t) if t.isdecimal() else t for t in options.target] if options.target else None
+    layer = int(options.layer) if options.layer and options.layer.isdecimal() else options.layer
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for at in range(0, len(images), 16):
+        for image, cams in _cams_of(learn, images[at : at + 16], target, layer, options.method):
+            if isinstance(cams, Exception):
+                failed += 1
+                print(f"{image}: {cams}", file=sys.stderr)
+                continue
+            for cam in cams:
+                _write_explained(options, image, cam, several=len(cams) > 1)
+    return 1 if failed else 0
+
+
+def _cams_of(learn, images: list[Path], target, layer, method):
+    "(image, its CAMs or the reason why there are none) for a batch of images; one that cannot be read costs no other."
+    from .data import as_item
+
+    readable, opened = [], []
+    for image in images:
+        try:
+            opened.append(as_item(image))
+            readable.append(image)
+        except (ValueError, FileNotFoundError) as error:
+            yield image, error
+    if opened:
+        cams = list(learn.gradcam(opened, target=target, layer=layer, method=method))
+        each = len(cams) // len(opened)
+        for i, image in enumerate(readable):
+            yield image, cams[i * each : (i + 1) * each]
+
+
+def _write_explained(options: argparse.Namespace, image: Path, cam, several: bool) -> None:
+    stem = f"{image.parent.name}-{image.stem}" if image.parent.name else image.stem
+    label = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"-{cam.label}")[:60] if several else ""
+    file, k = options.out / f"{stem}{label}.png", 1
+    while file in options.__dict__.setdefault("written", set()):
+        k += 1
+        file = options.out / f"{stem}{label}-{k}.png"
+    options.written.add(file)
+    cam.save(file)
+    row = {
+        "image": str(image),
+        "overlay": str(file),
+        "target": cam.label,
+        "prob": cam.prob,
+        "pred": cam.pred,
+        "pred_prob": cam.pred_prob,
+        "layer": cam.layer,
+    }
+    if options.json:
+        print(json.dumps(row, ensure_ascii=False))
+    else:
+        sure = f" {cam.pred_prob:.0%}" if cam.pred_prob is not None else ""
+        about = f", map of {cam.label} {cam.prob:.0%}" if cam.label != cam.pred and cam.prob is not None else ""
+        print(f"{image}: {cam.pred}{sure}{about} → {file}")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .run import Run
+
+    print(Run(options.path).report(options.out))
+    return 0
+
+
+def _say(options: argparse.Namespace, words: str) -> None:
+    print(words, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A folder of images as `DataLoaders`: an ImageNet-style tree, with or without splits, or the layout of the fish set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import RandomSplitter, get_image_files, parent_label
+from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.data import ImageBlock
+
+from .demo import fish_mask
+
+__all__ = ["ImageFolder", "read_folder"]
+
+_TRAIN, _VALID = ("train", "training"), ("valid", "val", "validation", "test")
+
+
+@dataclass
+class ImageFolder:
+    """A folder's images: `items`, the `splitter` into training and validation, and `masks` (`None` without any)."""
+
+    path: Path
+    items: list[Path]
+    splitter: Callable
+    masks: Callable[[Path], Path | None] | None = None
+
+    def dataloaders(self, size: int, bs: int, num_workers: int = 0) -> DataLoaders:
+        "`DataLoaders` of images cropped to `size` × `size`, augmented in training."
+        block = DataBlock(
+            blocks=(ImageBlock, CategoryBlock),
+            get_items=lambda _: self.items,
+            get_y=parent_label,
+            splitter=self.splitter,
+            item_tfms=Resize(size),
+            batch_tfms=aug_transforms(),
+        )
+        return block.dataloaders(self.path, bs=bs, num_workers=num_workers)
+
+
+def read_folder(path: str | Path, seed: int = 42) -> ImageFolder:
+    """The images below `path`, each labelled by the folder that it lies in.
+
+    Knows `train`/`valid` folders (also `val`, `validation`, `test`), a plain tree of one folder per class, of which
+    every fifth image by `seed` is for validation, and the layout of Kaggle's fish set, whose `<Species> GT` folders
+    are masks and never classes. Raises `ValueError` for a folder that is none, holds no images, or one class only.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"There is no folder {str(path)!r}.")
+    files = sorted(get_image_files(path))
+    names = {f.parent for f in files}
+    # A folder "<Name> GT" beside a folder "<Name>" holds that one's masks.
+    masks = {p for p in names if p.name.endswith(" GT") and p.with_name(p.name[:-3]) in names}
+    items = [f for f in files if f.parent not in masks]
+    # Kaggle's set has the species' name twice; pictures beside the inner folder are samples of the same fish.
+    doubled = [f for f in items if f.parent.name == f.parent.parent.name and f.parent.parent != path]
+    items = doubled if masks and doubled else items
+    classes = sorted({parent_label(f) for f in items})
+    if not items:
+        raise ValueError(f"There are no images below {str(path)!r}: expected a folder of images per class.")
+    if len(classes) < 2:
+        raise ValueError(
+            f"All images below {str(path)!r} are of one class, {classes[0]!r}: expected a folder of images per class."
+        )
+    top = {f.relative_to(path).parts[0].lower(): f.relative_to(path).parts[0] for f in items}
+    train = next((top[t] for t in _TRAIN if t in top), None)
+    valid = next((top[v] for v in _VALID if v in top), None)
+    if train and valid:
+        items = [f for f in items if f.relative_to(path).parts[0] in (train, valid)]
+        splitter = _by_first_folder(path, train, valid)
+    else:
+        splitter = RandomSplitter(valid_pct=0.2, seed=seed)
+    return ImageFolder(path, items, splitter, fish_mask if masks else None)
+
+
+def _by_first_folder(path: Path, train: str, valid: str) -> Callable:
+    "Like fastai's GrandparentSplitter, for classes at any depth."
+
+    def split(items):
+        first = [f.relative_to(path).parts[0] for f in items]
+        return [i for i, name in enumerate(first) if name == train], [i for i, n in enumerate(first) if n == valid]
+
+    return split

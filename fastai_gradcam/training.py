@@ -1,0 +1,96 @@
+"""What `fastai-gradcam demo` and `train` do: fine-tune a network on a folder of images with the callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torchvision
+from fastai.learner import Learner
+from fastai.metrics import accuracy
+from fastai.torch_core import set_seed
+from fastai.vision.learner import vision_learner
+
+from .callback import GradCAMCallback
+from .folders import ImageFolder
+from .suggest import one_of
+
+__all__ = ["train"]
+
+
+def train(
+    folder: ImageFolder,
+    *,
+    arch: str = "resnet34",
+    epochs: int = 5,
+    size: int = 224,
+    bs: int = 32,
+    lr: float = 2e-3,
+    scratch: dict | None = None,
+    layer: int | str | None = None,
+    n: int = 16,
+    method: str = "gradcam",
+    out: Path,
+    name: str | None = None,
+    num_workers: int = 0,
+    seed: int = 42,
+    say: Callable[[str], None] = print,
+) -> Learner:
+    """Fine-tune `arch` on `folder` and watch; the trained learner, whose `grad_cam.run` is the run below `out`.
+
+    With pretrained weights: `fine_tune(epochs, lr)`. Where they cannot be had, that is said in a line, and the
+    whole network is trained from the start by `fit_one_cycle`, with what `scratch` has instead of the other
+    settings. Raises `ValueError` for an unknown network and for numbers that are not positive.
+    """
+    for what, number in (("epochs", epochs), ("size", size), ("bs", bs), ("lr", lr), ("n", n)):
+        if number <= 0:
+            raise ValueError(f"{what} must be positive, got {number}.")
+    network = _network(arch)
+    watch = GradCAMCallback(
+        n=n, layer=_number(layer), method=method, masks=folder.masks, path=out, name=name, seed=seed
+    )
+    set_seed(seed)
+    learn, pretrained = _learner(folder, network, size, bs, num_workers, watch, say)
+    settings = {"epochs": epochs, "lr": lr} if pretrained else {"epochs": epochs, "lr": lr, **(scratch or {})}
+    say(f"training {arch} on {len(learn.dls.train_ds)} images, watching {n} of {len(learn.dls.valid_ds)} others")
+    say(f"grids appear in {Path(out, name or '<time>')}/frames while it learns")
+    if pretrained:
+        learn.fine_tune(settings["epochs"], settings["lr"])
+    else:
+        learn.unfreeze()
+        learn.fit_one_cycle(settings["epochs"], settings["lr"])
+    return learn
+
+
+def _network(arch: str):
+    "torchvision's builder of that name, or the name itself where timm has it."
+    builders = [n for n in torchvision.models.list_models() if callable(getattr(torchvision.models, n, None))]
+    if arch in builders:
+        return getattr(torchvision.models, arch)
+    try:
+        import timm
+    except ImportError:
+        timm = None
+    if timm is not None and timm.is_model(arch):
+        return arch
+    hint = "" if timm is not None else " timm's networks need `pip install timm`."
+    raise ValueError(one_of("network", arch, builders) + hint)
+
+
+def _number(layer: int | str | None) -> int | str | None:
+    return int(layer) if isinstance(layer, str) and layer.lstrip("-").isdecimal() else layer
+
+
+def _learner(folder, network, size, bs, num_workers, watch, say) -> tuple[Learner, bool]:
+    dls = folder.dataloaders(size, bs, num_workers)
+    make = {"dls": dls, "arch": network, "metrics": accuracy, "path": folder.path}
+    try:
+        return vision_learner(**make, pretrained=True, cbs=watch), True
+    except Exception as error:
+        # No network, a proxy, a model without weights: each library has an error of its own for it.
+        say(f"no pretrained weights ({type(error).__name__}: {_first_line(error)}): training from scratch")
+    return vision_learner(**make, pretrained=False, cbs=watch), False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:100]
