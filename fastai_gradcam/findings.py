@@ -223,8 +223,7 @@ def _left_object(panel: _Panel) -> pd.DataFrame:
             continue
         best = int(shares[:-1].argmax())
         fall = shares[best] - shares[-1]
-        # Shares are floats: 0.6 − 0.3 is a little less than 0.3.
-        if fall >= t.fall - 1e-9 and shares[-1] <= t.fall_to * shares[best] + 1e-9:
+        if fall >= t.fall and shares[-1] <= t.fall_to * shares[best]:
             steepest = best + 1 + int(np.diff(shares[best:]).argmin())
             found[item] = {
                 "mask_share_before": shares[best],
@@ -284,12 +283,7 @@ def _places(panel: _Panel, told: set[int]) -> Iterator[dict]:
     """Corners and borders that the images of a class share, or else those of the panel: not of images on the
     object, and not where `told` holds all of them."""
     t, last = panel.thresholds, panel.last
-    seen = last[
-        (last["correct"] != 0)
-        & ~(last["pred_prob"] < t.likely)
-        & ~(last["mask_share"] >= last["limit"])
-        & (last["evidence"] != 0)
-    ]
+    seen = last[(last["correct"] != 0) & ~(last["pred_prob"] < t.likely) & ~(last["mask_share"] >= last["limit"])]
     y, x = seen["centroid_y"], seen["centroid_x"]
     corners = seen.assign(
         corner=[_corner(*centroid, t.corner) for centroid in zip(y, x, strict=True)],

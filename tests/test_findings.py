@@ -232,6 +232,21 @@ def test_two_of_four_images_in_a_corner_are_not_the_class():
     )
 
 
+def test_three_of_six_images_in_a_corner_are_not_the_class():
+    there = {"centroid_y": 0.1, "centroid_x": 0.1}
+    run = history(lambda f, i, k: {"mask_share": np.nan} | (there if i > 20 else {}), per_class=6)
+    assert findings(run).empty
+
+
+def test_what_is_known_of_some_images_only_is_told_of_these():
+    table = findings(history(trout(mask_share=0.1)), mask_areas={12: 0.3, 13: np.nan})
+    by_item = only(table)["evidence"]["by_item"]
+    assert by_item[12]["mask_area"] == 0.3
+    assert "mask_area" not in by_item[13] and "mask_area" not in by_item[14]
+    infinite = history(lambda f, i, k: {"mask_share": 0.1, "border_share": np.inf} if i == 12 else {})
+    assert "border_share" not in only(findings(infinite))["evidence"]
+
+
 def test_a_corner_that_the_whole_panel_shares():
     one_each = history(
         lambda f, i, k: {"mask_share": np.nan, "centroid_y": 0.1, "centroid_x": 0.9} if i else {}, per_class=1
@@ -239,6 +254,12 @@ def test_a_corner_that_the_whole_panel_shares():
     found = only(findings(one_each))
     assert (found["kind"], found["label"], found["items"]) == ("corner", "", (1, 2, 3))
     assert found["text"].startswith("3 of 4 classes (3 of 4 images): the attention is in the upper right corner")
+
+
+def test_a_guess_or_a_mistake_in_a_corner_gives_no_class_away():
+    there = {"centroid_y": 0.1, "centroid_x": 0.1, "border_share": 1.0}
+    assert findings(history(no_masks(pred_prob=0.4, **there))).empty
+    assert findings(history(no_masks(pred="Bass", **there)))["kind"].tolist() == ["wrong"]
 
 
 def test_an_object_in_a_corner_is_no_finding():
@@ -313,6 +334,11 @@ def test_attention_that_still_moves():
 def test_attention_that_has_settled_or_is_young_may_have_moved():
     assert findings(history(lambda f, i, k: {"similarity_prev": 0.1} if f < 4 else {})).empty
     assert findings(history(lambda f, i, k: {"similarity_prev": 0.1}, frames=4)).empty
+
+
+def test_one_late_move_alone_is_not_judged():
+    once = history(lambda f, i, k: {"similarity_prev": 0.1 if f == 5 else np.nan, "centroid_shift": np.nan})
+    assert findings(once).empty
 
 
 def test_maps_of_another_class_have_not_moved():
