@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,30 +13,50 @@ from torch import nn
 
 __all__ = ["evaluating", "unchanged"]
 
+_CUDNN_FLAGS = ("enabled", "benchmark", "deterministic")
+
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Leave `model` and the random number generators as they were, however the block ends.
+def unchanged(model: nn.Module, *others: Any) -> Iterator[None]:
+    """Leave `model`, the random number generators and torch's switches as they were, however the block ends.
 
-    Restores the `training` flag of each module, every buffer (a network may count its forward passes), and the
-    states of python's, numpy's and torch's generators, on every CUDA device in use. Gradients, `requires_grad`,
-    autocast and cudnn flags need no restoring: nothing in this library sets them.
+    Restores each module's `training` flag, each parameter's `requires_grad` and `.grad` (which is `None` inside), each
+    buffer (a network may count its forward passes), the states of python's, numpy's and torch's generators, on every
+    CUDA device in use, the grad mode, the autocast state and the cudnn flags. `others`: more modules to look after,
+    such as a loss function's; what is no module is left alone.
     """
-    training = [(m, m.training) for m in model.modules()]
-    buffers = [(m, name, b, b.detach().clone()) for m in model.modules() for name, b in _buffers(m)]
-    python, numpy = random.getstate(), np.random.get_state()
+    modules = [m for root in (model, *others) if isinstance(root, nn.Module) for m in root.modules()]
+    training = [(m, m.training) for m in modules]
+    buffers = [(m, name, b, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
+    python, numpy, grad_mode = random.getstate(), np.random.get_state(), torch.is_grad_enabled()
+    cudnn = [(name, getattr(torch.backends.cudnn, name)) for name in _CUDNN_FLAGS]
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    grad_mode = torch.is_grad_enabled()
     try:
-        with torch.random.fork_rng(devices=list(cuda)):
+        for p, _, grad in parameters:
+            # Set aside, not copied: a backward pass in the block finds nothing to add to.
+            if grad is not None:
+                p.grad = None
+        with ExitStack() as kept:
+            kept.enter_context(torch.random.fork_rng(devices=list(cuda)))
+            for kind in {"cpu", *(p.device.type for p, _, _ in parameters)}:
+                kept.enter_context(_autocast_as_it_is(kind))
             yield
     finally:
         torch.set_grad_enabled(grad_mode)
         random.setstate(python)
         np.random.set_state(numpy)
+        for name, flag in cudnn:
+            if getattr(torch.backends.cudnn, name) != flag:
+                setattr(torch.backends.cudnn, name, flag)
         for module, flag in training:
             # Not `model.train(flag)`: models override it, and modules of one model differ (frozen BatchNorm).
             module.training = flag
+        for p, requires_grad, grad in parameters:
+            if p.requires_grad != requires_grad:
+                p.requires_grad = requires_grad
+            if p.grad is not grad:
+                p.grad = grad
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
@@ -44,8 +65,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _buffers(module: nn.Module):
-    return [(name, b) for name, b in module._buffers.items() if b is not None]
+def _autocast_as_it_is(kind: str):
+    "Autocast for a kind of device, on or off as before, without its cache: that keeps weights cast under `no_grad`."
+    if not torch.amp.is_autocast_available(kind):
+        return ExitStack()
+    return torch.autocast(
+        kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
+    )
 
 
 @contextmanager
