@@ -194,12 +194,16 @@ def test_a_run_without_frames_or_history_still_gives_a_page(tmp_path):
     assert embedded(report_of(folder))["frames"] == []
 
 
-def test_findings_come_as_dicts_a_table_or_not_at_all(small, found):
+def test_findings_come_as_dicts_or_as_a_table(small, found):
     expected = [{**found[0], "severity": "0.9"}, {**found[1], "frame": None, "layer": "", "severity": "0.1"}]
     assert embedded(report_of(small, findings=lambda: found))["findings"] == expected
     assert embedded(report_of(small, findings=lambda: pd.DataFrame(found)))["findings"] == expected
-    assert embedded(report_of(small, findings=lambda: None))["findings"] == []
-    assert embedded(report_of(small))["findings"] is None
+    assert embedded(report_of(small, findings=lambda: []))["findings"] == []
+
+
+def test_a_runs_own_findings_are_on_the_page(small):
+    kinds = [finding["kind"] for finding in embedded(report_of(small))["findings"]]
+    assert kinds == Run(small).findings()["kind"].tolist() and "empty" in kinds
 
 
 def test_findings_that_raise_are_named_and_do_not_cost_the_page(small):
@@ -208,6 +212,7 @@ def test_findings_that_raise_are_named_and_do_not_cost_the_page(small):
 
     data = embedded(report_of(small, findings=broken))
     assert data["notes"] == ["The findings could not be worked out (ValueError: no such column)."]
+    assert data["findings"] is None
 
 
 def test_the_page_is_written_without_torch_and_fastai(small):
@@ -456,11 +461,11 @@ def test_layers_and_classes_can_be_chosen(tmp_path, open_page):
     assert "Salmon" in page.inner_text("#cls")
 
 
-def test_what_there_is_no_choice_of_is_not_offered(small, open_page, tmp_path):
-    page = open_page(write_report(Run(make_run(tmp_path / "run", n=2, frames=2, masks=False))))
+def test_what_there_is_no_choice_of_is_not_offered(tmp_path, open_page):
+    page = open_page(report_of(make_run(tmp_path / "run", n=2, frames=2, masks=False), findings=lambda: []))
     for control in ("layer-control", "cls-control", "outline-control", "finding-control"):
         assert page.is_hidden(f"#{control}")
-    assert page.is_hidden("#findings-section")
+    assert page.inner_text("#findings") == "Nothing stood out."
     assert "mask" not in page.inner_text("#sort")
 
 
@@ -593,6 +598,7 @@ def test_a_script_that_got_in_would_neither_run_nor_reach_the_network(small_page
             const image = document.createElement('img');
             image.src = 'http://127.0.0.1:9/';
             document.body.append(script, image);
+            setTimeout(resolve, 2000, blocked);
         })"""
     )
     assert sorted(blocked) == ["img-src", "script-src-elem"]

@@ -343,12 +343,10 @@ def _class_names(targets: list | None, names: list[str], shape: tuple) -> list[s
 
 
 def _findings(run: Any, n: int) -> tuple[list[dict] | None, str | None]:
-    """What the run found worth a look, as plain dicts; `None` when it does not look for anything."""
-    if not hasattr(run, "findings"):
-        return None, None
+    """What the run found worth a look, as plain dicts; `None` when that could not be worked out."""
     try:
         found = run.findings()
-        rows = found.to_dict("records") if isinstance(found, pd.DataFrame) else [dict(row) for row in found or ()]
+        rows = found.to_dict("records") if isinstance(found, pd.DataFrame) else [dict(row) for row in found]
     except Exception as error:
         return None, f"The findings could not be worked out ({_why(error)})."
     return [_finding(row, n) for row in rows], None

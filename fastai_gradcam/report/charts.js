@@ -77,7 +77,7 @@ function drawAxes(picture, low, high, y) {
     if (!frame || fit === run.frames[frame - 1].fit) return;
     const x = xOf(frame - 0.5);
     picture.append(svg('line', { class: 'fit', x1: x, x2: x, y1: CHART.top, y2: CHART.height - CHART.bottom }));
-    picture.append(svg('text', { x: x + 3, y: CHART.height - 4 }, `fit ${fit + 1}`));
+    picture.append(svg('text', { x: x + 3, y: CHART.height - 4 }, `fit ${fit}`));
   });
   picture.append(svg('text', { x: CHART.left, y: CHART.height - 4 }, `frame ${run.frames[0].frame}`));
   if (frameCount > 1) {

@@ -110,7 +110,7 @@ const severalFits = new Set(run.frames.map((frame) => frame.fit)).size > 1;
 function frameTitle(frame) {
   const { epoch, fit } = run.frames[frame];
   if (epoch < 0) return 'before training';
-  return severalFits ? `fit ${fit + 1}, epoch ${epoch}` : `epoch ${epoch}`;
+  return severalFits ? `fit ${fit} · epoch ${epoch}` : `epoch ${epoch}`;
 }
 
 /** An element with properties, attributes and children; text only ever becomes text. */

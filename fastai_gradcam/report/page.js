@@ -154,7 +154,7 @@ function showControls() {
   byId('outline').checked = state.outline;
   byId('heat').checked = state.heat;
   byId('alpha-now').textContent = `${Math.round(state.alpha * 100)} %`;
-  byId('threshold-now').textContent = state.threshold ? `${Math.round(state.threshold * 100)} %` : 'nothing';
+  byId('threshold-now').textContent = state.threshold ? `${Math.round(state.threshold * 100)} %` : 'off';
   const filtered = ['label', 'answer', 'finding'].filter((name) => state[name]).length;
   byId('active').textContent = filtered ? `· ${filtered} filter${filtered > 1 ? 's' : ''} on` : '';
   drawLegend();
