@@ -98,13 +98,13 @@ def grid(
         raise ValueError("There are no cells to draw.")
     columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
     rows = math.ceil(len(cells) / columns)
-    gap, text, notes = tile // 16, _font(tile // 14), any(c.note for c in cells)
+    gap, text, notes = tile // 16, font(tile // 14), any(c.note for c in cells)
     line = round(text.size * 1.35)
-    high = max(_fit(c.image.size, tile)[1] for c in cells)
+    high = max(fit(c.image.size, tile)[1] for c in cells)
     lines = 1 + any(c.subtitle for c in cells) + notes
     step_x, step_y = tile + gap, high + lines * line + gap + line // 4
     width = gap + columns * step_x
-    head_font = _font(tile // 11)
+    head_font = font(tile // 11)
     head = _wrap(heading, head_font, width - 2 * gap)
     head_line = round(head_font.size * 1.4)
     top = gap + len(head) * head_line + (gap // 2 if head else 0)
@@ -119,7 +119,7 @@ def grid(
 
 
 def _draw_cell(page, draw, cell: Cell, x, y, tile, high, text, line, alpha, cmap) -> None:
-    size = _fit(cell.image.size, tile)
+    size = fit(cell.image.size, tile)
     picture = cell.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     empty = cell.map is not None and not normalise(cell.map).any()
     if cell.map is not None:
@@ -138,22 +138,22 @@ def _draw_cell(page, draw, cell: Cell, x, y, tile, high, text, line, alpha, cmap
     below = y + high + line // 4
     written = [(cell.title, INK), (sign + cell.subtitle if cell.subtitle else "", colour), (cell.note, FAINT)]
     for words, ink in (w for w in written if w[0]):
-        draw.text((x, below), _shorten(words, text, tile), ink, text)
+        draw.text((x, below), shorten(words, text, tile), ink, text)
         below += line
 
 
-def _fit(size: tuple[int, int], tile: int) -> tuple[int, int]:
+def fit(size: tuple[int, int], tile: int) -> tuple[int, int]:
     scale = tile / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     # matplotlib ships DejaVu Sans, which has far more scripts than Pillow's own font.
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
-def _shorten(words: str, font, width: int) -> str:
+def shorten(words: str, font, width: int) -> str:
     "`words` on one line of at most `width` pixels; the middle gives way, so that the end (a percentage) stays."
     words = " ".join(words.split())
     if font.getlength(words) <= width:
@@ -182,5 +182,5 @@ def _wrap(words: str, font, width: int) -> list[str]:
                 lines.append(line)
                 joined = part
             line = joined
-        lines.append(_shorten(line, font, width))
+        lines.append(shorten(line, font, width))
     return lines

@@ -7,6 +7,7 @@ import os
 import socket
 import warnings
 import zipfile
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from .measures import MEASURES
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .findings import Thresholds
     from .record import Recorder
 
 __all__ = ["HISTORY_COLUMNS", "SCHEMA_VERSION", "Run"]
@@ -135,6 +137,58 @@ class Run:
         "The labelled heatmap grid of a frame, as saved during training."
         number = self._frame(frame)["frame"]
         return _images(self.path / "frames" / f"frame-{number:03d}.png")
+
+    def evolution(self, path: str | Path | None = None, **options: Any) -> Image.Image:
+        """The run on one page: a row per image, a column per frame, curves below; saved where `path` is given.
+
+        `options`: those of `fastai_gradcam.pictures.evolution` (`items`, `layer`, `columns`, `tile`, `alpha`, `cmap`).
+        """
+        from . import pictures
+
+        page = pictures.evolution(self, **options)
+        if path is not None:
+            page.save(path)
+        return page
+
+    def animation(self, path: str | Path | None = None, **options: Any) -> Path:
+        """The grids one after the other, as `evolution.gif` in the run or in the file `path`; returns the file.
+
+        `options`: those of `fastai_gradcam.pictures.animation` (`items`, `seconds`, `tile`).
+        """
+        from . import pictures
+
+        return pictures.animation(self, path, **options)
+
+    def plot(self, columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"), ax=None):
+        "Curves over the frames: the mean of each of `columns` and a thin line per image; returns the axes."
+        from . import pictures
+
+        return pictures.plot(self, columns, ax)
+
+    def compare(self, other: Run, **options: Any) -> Image.Image:
+        "This run beside `other` on the same panel, map against map; see `fastai_gradcam.pictures.compare`."
+        from . import pictures
+
+        return pictures.compare(self, other, **options)
+
+    def findings(self, thresholds: Thresholds | None = None) -> pd.DataFrame:
+        """What deserves a second look, the most important first; see `fastai_gradcam.findings.findings`.
+
+        `thresholds`: from when on something is told; default `Thresholds()`.
+        """
+        from .findings import Thresholds, findings
+
+        masks = {p["item"]: self.mask(p["item"]) for p in self.panel}
+        areas = {item: float(mask.mean()) for item, mask in masks.items() if mask is not None}
+        complete = [f["frame"] for f in self.frames if f["status"] == "ok"]
+        shapes = {layer: m.shape[-2:] for layer, m in self.maps(complete[-1]).items()} if complete else {}
+        return findings(self.history, thresholds=thresholds or Thresholds(), mask_areas=areas, map_shapes=shapes)
+
+    def report(self, path: str | Path | None = None) -> Path:
+        "Write the interactive page, `report.html` in the run or the file `path`; returns the file."
+        from .report import write_report
+
+        return write_report(self, path)
 
     def _frame(self, frame: int) -> dict[str, Any]:
         "The frame numbered `frame`; negative numbers count from the last complete one."
