@@ -381,6 +381,24 @@ def test_slider_keys_and_curves_change_the_frame(small_page, open_page):
     assert frame(page) == 0
 
 
+def test_the_page_says_in_words_where_the_model_looks_now_and_looked_first(small, small_page, open_page):
+    page = open_page(small_page)
+    history = Run(small).history
+    last, first = (history[history["frame"] == i] for i in (4, 0))
+    story = page.inner_text("#story")
+    assert story.startswith(f"Right on {last['correct'].sum()} of 6 images. {last['mask_share'].mean():.0%} of its")
+    area = np.mean([Run(small).mask(item).mean() for item in range(6)])
+    assert f"cover {area:.0%} of the pictures; before training it was {first['mask_share'].mean():.0%}." in story
+    most = int(history.groupby("frame")["similarity_prev"].mean().idxmin())
+    page.click("#story button")
+    assert frame(page) == most
+
+
+def test_without_masks_the_page_says_how_much_lies_on_the_border(tmp_path, open_page):
+    page = open_page(report_of(make_run(tmp_path / "run", n=2, frames=2, masks=False)))
+    assert "lies on the border, which is 49% of the map; before training" in page.inner_text("#story")
+
+
 def test_play_runs_to_the_last_frame_and_space_stops_it(small_page, open_page):
     page = open_page(small_page, "#frame=3")
     page.click("#play")

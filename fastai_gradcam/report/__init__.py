@@ -124,25 +124,28 @@ def _item(run: Any, item: int, entry: dict) -> dict:
     try:
         image = run.image(item).convert("RGB")
     except Exception as error:
-        return known | {"width": 1, "height": 1, "image": None, "mask": None, "note": _why(error)}
+        return known | {"width": 1, "height": 1, "image": None, "mask": None, "mask_area": None, "note": _why(error)}
+    mask = _mask(run, item)
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
     return known | {
         "width": image.width,
         "height": image.height,
         "image": _uri(image, "JPEG", quality=JPEG_QUALITY, optimize=True),
-        "mask": _mask(run, item, image.size),
+        "mask": None if mask is None else _uri(_bitmap(mask, image.size), "PNG", optimize=True),
+        "mask_area": None if mask is None else _number(mask.mean()),
     }
 
 
-def _mask(run: Any, item: int, size: tuple[int, int]) -> str | None:
+def _mask(run: Any, item: int) -> np.ndarray | None:
     try:
         mask = run.mask(item)
     except Exception:
         return None
-    if mask is None or not np.any(mask):
-        return None
-    picture = Image.fromarray(np.asarray(mask, bool).astype(np.uint8) * 255)
-    return _uri(picture.resize(size, Image.Resampling.NEAREST).convert("1"), "PNG", optimize=True)
+    return None if mask is None or not np.any(mask) else np.asarray(mask, bool)
+
+
+def _bitmap(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST).convert("1")
 
 
 def _uri(image: Image.Image, form: str, **options: Any) -> str:
@@ -210,7 +213,8 @@ class _Maps:
 
     def _pack(self, name: str, frames: list[dict | None], budget: int) -> dict:
         if name not in self._shapes:
-            return {"height": 0, "width": 0, "cells": [None] * len(frames), "peaks": [None] * len(frames)}
+            nothing = [None] * len(frames)
+            return {"height": 0, "width": 0, "ring": None, "cells": nothing, "peaks": nothing}
         *many, h, w = self._shapes[name]
         shrink = min(1.0, math.sqrt(budget / math.prod((*many, h, w))))
         size = (h, w) if shrink == 1 else (max(1, int(h * shrink)), max(1, int(w * shrink)))
@@ -223,7 +227,8 @@ class _Maps:
             packed = (None, None) if maps is None else _bytes(_average(maps[name].reshape(-1, h, w), size))
             cells.append(packed[0])
             peaks.append(packed[1])
-        return {"height": size[0], "width": size[1], "cells": cells, "peaks": peaks}
+        ring = 1 - max(0, h - 2) * max(0, w - 2) / (h * w)
+        return {"height": size[0], "width": size[1], "ring": _number(ring), "cells": cells, "peaks": peaks}
 
 
 def _average(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

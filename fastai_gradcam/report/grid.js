@@ -67,7 +67,7 @@ function extraParts(item) {
   const target = className('target', state, item);
   if (target && target !== className('pred', state, item)) {
     const name = make('bdi', { className: 'clip', textContent: target, title: target });
-    parts.push(make('span', { className: 'target' }, 'map of', name, percent(value('prob', state, item))));
+    parts.push(make('span', { className: 'target' }, 'map of', name, `(${percent(value('prob', state, item))})`));
   }
   const [, , column] = SORTS.find(([name]) => name === state.sort);
   if (column) parts.push(make('span', { textContent: `${MEASURES[column][0].toLowerCase()} ${number(value(column, state, item))}` }));

@@ -95,10 +95,21 @@ function rightAnswers(frame) {
 
 function tellPlace(column, frame, first) {
   const shares = panelMean(column, state);
-  const where = { mask_share: ' of its evidence lies inside the masks', border_share: ' of its evidence lies on the border' }[column];
-  const parts = [strong(percent(shares[frame])), where];
-  if (frame !== first && shares[first] !== null) parts.push(` (${percent(shares[first])} ${frameTitle(first)})`);
+  const where = column === 'mask_share' ? tellMasks() : tellBorder();
+  const parts = [strong(percent(shares[frame])), ` of its evidence lies ${where}`];
+  if (frame !== first && shares[first] !== null) parts.push(`; ${frameTitle(first)} it was ${percent(shares[first])}`);
   return [...parts, '. '];
+}
+
+/** A share says little without what it would be by chance. */
+function tellMasks() {
+  const areas = run.panel.map((entry) => entry.mask_area).filter((area) => area !== null);
+  const mean = areas.reduce((sum, area) => sum + area, 0) / areas.length;
+  return areas.length ? `inside the masks, which cover ${percent(mean)} of the pictures` : 'inside the masks';
+}
+
+function tellBorder() {
+  return `on the border, which is ${percent(run.maps[state.layer].ring)} of the map`;
 }
 
 function strong(text) {
