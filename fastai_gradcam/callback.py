@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from fastai.callback.core import (
 )
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import rank_distrib
-from fastcore.foundation import L
+from fastcore.imports import in_notebook
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .cam import CAMs, gradcam
 from .data import class_index, for_model, probabilities, vocabulary
@@ -36,7 +38,8 @@ from .masks import Masks
 from .measures import measure
 from .methods import resolve_method
 from .panel import Panel, build_panel
-from .record import Frame
+from .publish import NotebookGrid, ReportRefresher, publish
+from .record import Frame, reason_of
 from .record import Recorder as RunRecorder
 from .run import Run
 from .targets import main_output
@@ -44,6 +47,7 @@ from .targets import main_output
 __all__ = ["GradCAMCallback"]
 
 _BEFORE_TRAINING = -1
+_NOT_EXPORTED = ("items", "masks", "loggers")
 _CANCELLED = (
     CancelBackwardException,
     CancelBatchException,
@@ -72,7 +76,7 @@ class GradCAMCallback(Callback):
     - `path`: the folder of runs (default `learn.path/"gradcam"`); `name`: the run's folder in it (default: the time).
       A name that exists is refused unless `resume=True`, which goes on with that run.
     - `show`: show each grid under the progress table (default: in a notebook).
-    - `loggers`: callables `(run, frame)` called after each frame.
+    - `loggers`: callables `(run, frame)`, called after each frame with the `Run` and the frame's entry in it.
     - `on_error`: `"warn"` turns a failure during training into one warning and a failed frame, `"raise"` raises it.
 
     Raises `ValueError` or `TypeError` before the first batch where a setting does not fit the learner.
@@ -110,16 +114,20 @@ class GradCAMCallback(Callback):
         if resume and name is None:
             raise ValueError("resume=True needs the name= of the run to go on with.")
         resolve_method(method)
+        if loggers is not None:
+            loggers = [loggers] if callable(loggers) else list(loggers)
+            if not all(map(callable, loggers)):
+                raise TypeError(f"loggers must be callables (run, frame), got {loggers!r}.")
         self._settings = {
             "n": n, "items": items, "layer": layer, "target": target, "method": method, "every": every, "masks": masks,
             "path": path, "name": name, "show": show, "seed": seed, "resume": resume, "loggers": loggers,
             "on_error": on_error,
         }  # fmt: skip
+        self._enabled, self._loss_func, self._left = True, None, []
         self._forget()
 
     def _forget(self) -> None:
         "The state of a callback that has not seen a training yet."
-        self._enabled = True
         self._run: Run | None = None
         self._recorder: RunRecorder | None = None
         self._watched: ref | None = None
@@ -128,16 +136,22 @@ class GradCAMCallback(Callback):
         self._next, self._fit = 0, -1
         self._first: dict[str, np.ndarray] | None = None
         self._previous: dict[str, np.ndarray] | None = None
-        self._watching, self._pending = False, None
+        self._watching, self._inside = False, 0
+        self._shown: NotebookGrid | None = None
+        self._epoch: int | None = None
+        self._pending: tuple[int, dict[str, float | None]] | None = None
 
     # fastai pickles callbacks with the learner: settings go along, the panel, the run and open files do not.
     def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self._settings.items() if k not in ("items", "masks", "loggers")}
-        portable = {k: v for k, v in kept.items() if not callable(v) and not isinstance(v, torch.nn.Module)}
-        return {"_settings": portable}
+        left = [k for k, v in self._settings.items() if v is not None and (k in _NOT_EXPORTED or callable(v))]
+        settings = {k: v for k, v in self._settings.items() if k not in left}
+        return {"learn": self.learn, "settings": settings, "left": self._left + left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["_settings"])
+        self.__init__(**state["settings"])
+        self._left = state["left"]
+        # Past fastai's `__setattr__`, which asks the learner for its attributes: it has none yet.
+        self.__dict__["learn"] = state["learn"]
 
     def __repr__(self) -> str:
         return f"GradCAMCallback({self._run!r})" if self._run is not None else "GradCAMCallback"
@@ -163,76 +177,122 @@ class GradCAMCallback(Callback):
 
     def before_fit(self) -> None:
         # `validate`, `get_preds` and `lr_find` say before_fit too; only before_train tells a training.
-        self._watching, self._pending = False, None
+        if self._watching:
+            self._inside += 1
+            return
+        # While they train, MixUp and its like put a loss of their own in its place.
+        self._loss_func = self.learn.loss_func
 
     def before_train(self) -> None:
         if hasattr(self.learn, "lr_finder") or rank_distrib():
             return
+        if self._inside:  # a fit inside of an epoch
+            self._watching, self._inside = False, 0
         if not self._watching:
             self._arm()
-            self._watching = True
-        self._pending = None
+        # Kept, because a `get_preds` inside of the epoch sets the learner's back to 0.
+        self._epoch, self._pending = self.learn.epoch, None
 
     def after_epoch(self) -> None:
-        if not self._watching:
+        if not self._watching or self._inside or self._epoch is None:
             return
-        self._pending = (self.learn.epoch, self._metrics())
-        last = self.learn.epoch == self.learn.n_epoch - 1
-        if last or (self.learn.epoch + 1) % self._settings["every"] == 0:
-            self._take()
+        epoch, self._epoch = self._epoch, None
+        self._pending = (epoch, self._metrics())
+        if epoch == self.learn.n_epoch - 1 or (epoch + 1) % self._settings["every"] == 0:
+            self._take(*self._pending)
 
     def after_cancel_fit(self) -> None:
         # With `every`, the epoch at which training was stopped early may not have had its frame.
-        if self._watching and self._pending:
-            self._take()
+        if self._watching and not self._inside and self._pending:
+            self._take(*self._pending)
 
     def after_fit(self) -> None:
-        if self._watching:
-            self._end("finished")
+        if self._inside:
+            self._inside -= 1
+            return
+        self.after_cancel_fit()
+        self._end("finished")
 
     def _end(self, status: str) -> None:
         "All frames on the disk, the run's status set, the writing thread ended."
-        if not self._watching or self._recorder is None:
+        if not self._watching:
             return
-        self._watching = False
-        with self._harmless("closing the run"):
-            self._recorder.close()
-            self._recorder.set_status(status)
-        self._report_errors()
+        self._watching, self._inside = False, 0
+        _armed.discard(self)
+        # What interrupts the training is on its way to the user: nothing of ours takes its place.
+        raising = None if status == "finished" else False
+        with self._harmless("closing the run", raising):
+            self._recorder.close(status)
+        with self._harmless("drawing the run", raising):
+            publish(self._recorder.path)
+        self._report_errors(raising)
 
-    def _harmless(self, doing: str):
-        return _Harmless(self, doing)
+    @contextmanager
+    def _harmless(self, doing: str, raising: bool | None = None) -> Iterator[None]:
+        "A failure in the block becomes a warning, or with `on_error='raise'` goes on."
+        try:
+            yield
+        except _CANCELLED:
+            # Like a KeyboardInterrupt, somebody's wish and not a failure.
+            raise
+        except Exception as error:
+            self._failed(doing, error, raising)
+
+    def _failed(self, doing: str, error: Exception, raising: bool | None = None) -> None:
+        if self._settings["on_error"] == "raise" if raising is None else raising:
+            raise error
+        warnings.warn(f"GradCAMCallback: {doing} failed, training goes on: {reason_of(error)}", stacklevel=3)
+
+    def _unchanged(self):
+        "Leaves the model and the loss function as they are, and the random number generators."
+        loss = self._loss_func
+        return unchanged(unwrap(self.learn.model), loss, getattr(loss, "func", None))
 
     # --- before the first batch: whatever is wrong is told here ------------------------------------------------
 
     def _arm(self) -> None:
         "Begin a run, or go on with the one of this learner. Raises where a setting does not fit."
         if self._watched is None or self._watched() is not self.learn:
-            settings, enabled = self._settings, self._enabled
             self._forget()
-            self._settings, self._enabled = settings, enabled
-            with unchanged(unwrap(self.learn.model)):
+            if any(map(is_lazy, self.learn.model.parameters())):
+                raise ValueError(
+                    "The model has lazy layers, whose shapes the first batch decides: pass one through the model before "
+                    "training, so that the panel does not."
+                )
+            with self._unchanged():
                 self._begin()
             self._watched = ref(self.learn)
-            fresh = self._next == 0
         else:
             self._fit += 1
-            fresh = False
             with self._harmless("going on with the run"):
                 self._recorder.set_status("running")
-        if fresh:
-            self._pending = (_BEFORE_TRAINING, {})
-            self._take()
+        self._watching = True
+        # A new picture for each fit: it belongs below the progress table of the cell that runs it.
+        show = self._settings["show"]
+        self._shown = NotebookGrid() if (in_notebook() if show is None else show) else None
+        _armed.add(self)
+        if self._next == 0:
+            self._take(_BEFORE_TRAINING, {})
 
     def _begin(self) -> None:
         s, learn = self._settings, self.learn
         folder = Path(s["path"] if s["path"] is not None else Path(learn.path) / "gradcam")
         path = folder / (s["name"] or _timestamp(folder))
-        exists = (path / "run.json").exists()
-        if path.exists() and not (s["resume"] and exists):
+        exists = path.exists()
+        if exists and not (path / "run.json").exists():
+            raise ValueError(f"{str(path)!r} exists and holds no run: choose another name=.")
+        if exists and not s["resume"] and not _of_this_learner(path, learn):
             raise ValueError(
                 f"There is a run {path.name!r} in {str(folder)!r} already: choose another name=, or go on with it by "
                 "resume=True."
+            )
+        if exists and any(cb._run is not None and cb._run.path == path for cb in _armed):
+            raise ValueError(f"Another callback is writing the run {path.name!r}: give each a name= of its own.")
+        if self._left:
+            warnings.warn(
+                f"GradCAMCallback: {', '.join(self._left)} did not travel with the exported learner; the defaults are "
+                "used.",
+                stacklevel=2,
             )
         self._panel = build_panel(learn, s["n"], s["items"], s["seed"], s["masks"])
         self._vocab = vocabulary(learn.dls)
@@ -248,20 +308,27 @@ class GradCAMCallback(Callback):
         self._layers = probe.layers
         self._layer = probe.layers
         self._check_probe(probe)
-        if s["resume"] and exists:
+        if exists:
             self._continue(path)
             return
-        self._recorder = RunRecorder.create(
-            path,
-            settings={k: _plain(v) for k, v in s.items()},
-            arch=_arch(learn, model),
-            layers=self._layers,
-            vocab=self._vocab,
-            names=self._panel.names,
-            labels=self._panel.labels,
-            images=self._panel.images,
-            masks=self._panel.masks,
-        )
+        about = {
+            "settings": {k: _plain(v) for k, v in s.items()},
+            "arch": _arch(learn, model),
+            "layers": self._layers,
+            "vocab": self._vocab,
+            "names": self._panel.names,
+            "labels": self._panel.labels,
+            "images": self._panel.images,
+            "masks": self._panel.masks,
+        }
+        while self._recorder is None:
+            try:
+                self._recorder = RunRecorder.create(path, **about)
+            except FileExistsError:
+                # Another process took the name meanwhile; by the time of day, several may start in one second.
+                if s["name"]:
+                    raise
+                path = folder / _timestamp(folder)
         self._fit = 0
         self._adopt(path)
 
@@ -271,6 +338,8 @@ class GradCAMCallback(Callback):
             ("panel images", [p["name"] for p in run.panel], self._panel.names),
             ("layers", run.layers, self._layers),
             ("classes", run.vocab, self._vocab),
+            ("panel sizes", [[p["width"], p["height"]] for p in run.panel], [list(i.size) for i in self._panel.images]),
+            *((k, run.settings.get(k), _plain(self._settings[k])) for k in ("target", "method")),
         ):
             if stored != now:
                 raise ValueError(
@@ -289,6 +358,8 @@ class GradCAMCallback(Callback):
     def _adopt(self, path: Path) -> None:
         self._run = Run(path)
         self._run._writer = self._recorder
+        self._recorder.after_frame = ReportRefresher(path)
+        _watched_by[path.resolve()] = ref(self.learn)
 
     def _check_probe(self, cams: CAMs) -> None:
         for name, maps in zip(cams.layers, cams.maps, strict=True):
@@ -300,24 +371,45 @@ class GradCAMCallback(Callback):
 
     # --- a frame -------------------------------------------------------------------------------------------------
 
-    def _take(self) -> None:
+    def _take(self, epoch: int, metrics: dict[str, float | None]) -> None:
         "One frame of the panel, whatever happens."
-        (epoch, metrics), self._pending = self._pending, None
+        self._pending = None
         frame = Frame(self._next, self._fit, epoch, metrics)
-        self._next += 1
-        with self._harmless(f"frame {frame.frame}") as failure:
-            with unchanged(unwrap(self.learn.model)):
+        failure = None
+        try:
+            with self._unchanged():
                 self._look(frame)
-        frame.error = failure.reason
-        if frame.error:
+        except _CANCELLED:
+            raise
+        except Exception as error:
+            failure, frame.error = error, reason_of(error)
             frame.maps, frame.rows = {}, []
+        self._next = frame.frame + 1
         with self._harmless(f"writing frame {frame.frame}"):
             self._recorder.add(frame)
             if self._settings["on_error"] == "raise":
                 self._recorder.flush()
+        if failure is not None:
+            self._failed(f"frame {frame.frame}", failure)
+        else:
+            for logger in self._settings["loggers"] or ():
+                self._log(logger, frame)
         self._report_errors()
-        if failure.error is not None and self._settings["on_error"] == "raise":
-            raise failure.error
+        if self._shown is not None and not frame.error:
+            with self._harmless(f"showing frame {frame.frame}"):
+                self._shown.show(self._run.grid(frame.frame))
+
+    def _log(self, logger: Callable[[Run, dict], None], frame: Frame) -> None:
+        name = getattr(logger, "__name__", None) or type(logger).__name__
+        with self._harmless(f"logger {name} at frame {frame.frame}"):
+            try:
+                with self._unchanged():
+                    logger(self._run, frame.entry())
+            except _CANCELLED:
+                raise
+            except Exception as error:
+                self._recorder.note(frame.frame, f"logger {name}: {reason_of(error)}")
+                raise
 
     def _look(self, frame: Frame) -> None:
         "Fill in the frame's maps and rows."
@@ -388,7 +480,7 @@ class GradCAMCallback(Callback):
         panel, n = self._panel, len(self._panel)
         loss = self._losses(logits)
         categories = logits.ndim == 2
-        probs = _numpy(probabilities(logits, self.learn.loss_func)) if categories else None
+        probs = _numpy(probabilities(logits, self._loss_func)) if categories else None
         pred = probs.argmax(1) if categories else None
         classes = None if target is None else _numpy(target).reshape(n, -1)
         name = lambda c: self._vocab[c] if self._vocab and c < len(self._vocab) else str(c)  # noqa: E731
@@ -413,7 +505,7 @@ class GradCAMCallback(Callback):
             return [None] * len(self._panel)
         try:
             y = y.to(logits.device)
-            each = [float(self.learn.loss_func(logits[i : i + 1].float(), y[i : i + 1])) for i in range(len(y))]
+            each = [float(self._loss_func(logits[i : i + 1].float(), y[i : i + 1])) for i in range(len(y))]
         except Exception:
             # A loss of the user's own may need more than predictions and targets.
             return [None] * len(self._panel)
@@ -434,36 +526,22 @@ class GradCAMCallback(Callback):
             shown[name] = float(value) if number and np.isfinite(float(value)) else None
         return shown
 
-    def _report_errors(self) -> None:
+    def _report_errors(self, raising: bool | None = None) -> None:
         "Warn of (or raise) what the writing thread could not do."
-        if self._recorder is None:
-            return
-        for frame, reason in self._recorder.take_errors():
-            message = f"GradCAMCallback: frame {frame} could not be written: {reason}"
-            if self._settings["on_error"] == "raise":
-                raise RuntimeError(message)
-            warnings.warn(message, stacklevel=3)
+        for sentence in self._recorder.take_errors():
+            if self._settings["on_error"] == "raise" if raising is None else raising:
+                raise RuntimeError(f"GradCAMCallback: {sentence}")
+            warnings.warn(f"GradCAMCallback: {sentence}", stacklevel=3)
 
 
-class _Harmless:
-    "Context manager that turns an exception into a warning, so that the training goes on."
+# Callbacks in the middle of a training, and the learner that each run of this process belongs to.
+_armed: set[GradCAMCallback] = set()
+_watched_by: dict[Path, ref] = {}
 
-    def __init__(self, callback: GradCAMCallback, doing: str):
-        self.doing, self.raising = doing, callback._settings["on_error"] == "raise"
-        self.reason: str | None = None
-        self.error: Exception | None = None
 
-    def __enter__(self) -> _Harmless:
-        return self
-
-    def __exit__(self, kind, error, trace) -> bool:
-        # KeyboardInterrupt and fastai's Cancel…Exceptions are somebody's wish, not a failure.
-        if not isinstance(error, Exception) or isinstance(error, _CANCELLED):
-            return False
-        self.error, self.reason = error, f"{type(error).__name__}: {error}"
-        if not self.raising:
-            warnings.warn(f"GradCAMCallback: {self.doing} failed, training goes on: {self.reason}", stacklevel=4)
-        return True
+def _of_this_learner(path: Path, learn: Learner) -> bool:
+    owner = _watched_by.get(path.resolve())
+    return owner is not None and owner() is learn
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -513,13 +591,15 @@ def _watch_fit() -> None:
 
     @wraps(fit)
     def told(self, *args, **kwargs):
-        cbs = kwargs.get("cbs", args[3] if len(args) > 3 else None)
-        watching = [cb for cb in [*self.cbs, *L(cbs)] if isinstance(cb, GradCAMCallback)]
+        outer, status = _armed.copy(), "interrupted"
         try:
-            return fit(self, *args, **kwargs)
+            result = fit(self, *args, **kwargs)
+            status = "finished"
+            return result
         finally:
-            for cb in watching:
-                cb._end("interrupted")
+            for cb in _armed - outer:
+                if cb._watched is not None and cb._watched() is self:
+                    cb._end(status)
 
     told._tells_gradcam = True
     Learner.fit = told

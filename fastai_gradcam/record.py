@@ -7,10 +7,12 @@ import io
 import json
 import os
 import platform
+import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +25,7 @@ from ._version import __version__
 from .render import Cell, grid
 from .run import HISTORY_COLUMNS, SCHEMA_VERSION
 
-__all__ = ["Frame", "Recorder", "heading", "write_whole"]
+__all__ = ["Frame", "Recorder", "heading", "reason_of", "write_whole"]
 
 # Frames that may wait for a slow disk before training waits too.
 _MOST_WAITING = 2
@@ -44,6 +46,7 @@ class Frame:
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
+    created: str = field(default_factory=lambda: _now())
 
     def entry(self) -> dict[str, Any]:
         "The frame's entry in `run.json`."
@@ -54,7 +57,7 @@ class Frame:
             "metrics": self.metrics,
             "status": "failed" if self.error else "ok",
             "error": self.error,
-            "created": _now(),
+            "created": self.created,
         }
 
 
@@ -69,18 +72,24 @@ def write_whole(file: Path, data: bytes) -> None:
         raise
 
 
+def reason_of(error: BaseException) -> str:
+    "An exception as a reason in one line: its kind, and its words where it has any."
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 class Recorder:
     """Writes one run folder from one thread of its own; the training thread only hands frames over.
 
-    A frame counts once `run.json` names it, which is written last. What goes wrong is kept in `errors` for the
-    training thread to report, and the frame is marked as failed. `after_frame(recorder, frame)` is called behind
-    each complete frame, on the writing thread.
+    A frame counts once `run.json` names it, which is written last. What goes wrong is kept for the training thread
+    to report (`take_errors`), and the frame is marked as failed. `after_frame(recorder, frame)` is called behind each
+    complete frame, on the writing thread.
     """
 
     def __init__(self, path: Path, info: dict[str, Any], panel_images: Sequence[Image.Image]):
         self.path, self.info = path, info
         self.images = list(panel_images)
-        self.errors: list[tuple[int, str]] = []
+        self._errors: list[str] = []
         self.after_frame: Callable[[Recorder, Frame], None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: list[Future] = []
@@ -101,6 +110,15 @@ class Recorder:
     ) -> Recorder:
         "Begin a run in the new folder `path`. Raises `FileExistsError` where there is one already."
         path.mkdir(parents=True)
+        try:
+            return cls._fill(path, names, labels, images, masks, settings, arch, layers, vocab)
+        except BaseException:
+            # A full disk leaves no half of a run that would refuse its own name to the next try.
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    @classmethod
+    def _fill(cls, path, names, labels, images, masks, settings, arch, layers, vocab) -> Recorder:
         for folder in ("panel", "frames", "maps"):
             (path / folder).mkdir()
         panel = []
@@ -145,17 +163,26 @@ class Recorder:
         "Go on with the run in `path`, which `info` describes."
         for leftover in path.rglob(".*.part"):
             leftover.unlink(missing_ok=True)
+        _drop_rows(path / "history.csv", {f["frame"] for f in info["frames"]})
         recorder = cls(path, {**info, "pid": os.getpid(), "host": socket.gethostname()}, images)
         recorder.set_status("running")
         return recorder
 
     def add(self, frame: Frame) -> None:
         "Hand a frame over for writing. Waits while two others are still being written."
-        while len(self._waiting) >= _MOST_WAITING:
-            self._waiting.pop(0).result()
+        self._waiting = [f for f in self._waiting if not f.done()]
+        if len(self._waiting) >= _MOST_WAITING:
+            self._waiting[0].result()
+        self._submit(self._write, frame)
+
+    def note(self, frame: int, reason: str) -> None:
+        "Write `reason` into the entry of a frame handed over, which stays complete."
+        self._submit(self._note, frame, reason)
+
+    def _submit(self, work: Callable, *args: Any) -> None:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradcam")
-        self._waiting.append(self._thread.submit(self._write, frame))
+        self._waiting.append(self._thread.submit(work, *args))
 
     def set_status(self, status: str) -> None:
         "Write `status` into `run.json`, behind all frames handed over."
@@ -165,54 +192,78 @@ class Recorder:
 
     def flush(self) -> None:
         "Wait until every frame handed over is on the disk, or has failed."
-        while self._waiting:
-            self._waiting.pop(0).result()
+        wait(list(self._waiting))
 
-    def close(self) -> None:
-        "`flush`, and end the writing thread; `add` starts another."
-        self.flush()
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+    def close(self, status: str) -> None:
+        "`set_status`, and end the writing thread; `add` starts another."
+        try:
+            self.set_status(status)
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
 
-    def take_errors(self) -> list[tuple[int, str]]:
-        "(frame, reason) of what failed since the last call."
-        taken, self.errors = self.errors, []
+    def take_errors(self) -> list[str]:
+        "What failed since the last call, one sentence for each frame."
+        taken, self._errors = self._errors, []
         return taken
 
     def _write(self, frame: Frame) -> None:
         # Whatever happens here must reach neither the thread's end nor the training.
-        try:
-            if frame.error is None:
+        entry, errors = frame.entry(), []
+        if frame.error is None:
+            try:
                 self._write_frame(frame)
-            entry = frame.entry()
-        except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
-            self.errors.append((frame.frame, reason))
-            entry = {**frame.entry(), "status": "failed", "error": reason}
+            except BaseException as error:
+                entry |= {"status": "failed", "error": reason_of(error)}
+                errors.append(f"frame {frame.frame} could not be written: {reason_of(error)}")
         self.info["frames"].append(entry)
         try:
             self._write_info()
-            if entry["status"] == "ok" and self.after_frame is not None:
-                self.after_frame(self, frame)
         except BaseException as error:
-            self.errors.append((frame.frame, f"{type(error).__name__}: {error}"))
+            errors.append(f"frame {frame.frame} could not be entered in run.json: {reason_of(error)}")
+        if entry["status"] == "ok" and self.after_frame is not None:
+            try:
+                self.after_frame(self, frame)
+            except BaseException as error:
+                errors.append(f"frame {frame.frame} is complete, but what follows it failed: {reason_of(error)}")
+        # One cause, such as a full disk, is told once.
+        self._errors += errors[:1]
+
+    def _note(self, number: int, reason: str) -> None:
+        entry = next((f for f in self.info["frames"] if f["frame"] == number), None)
+        if entry is not None and entry["error"] is None:
+            entry["error"] = reason
+            try:
+                self._write_info()
+            except BaseException as error:
+                self._errors.append(f"frame {number} could not be entered in run.json: {reason_of(error)}")
 
     def _write_frame(self, frame: Frame) -> None:
         name = f"frame-{frame.frame:03d}"
-        stored = io.BytesIO()
-        np.savez(stored, **frame.maps)
-        write_whole(self.path / f"maps/{name}.npz", stored.getvalue())
-        picture = frame_grid(frame, self.images, [p["label"] for p in self.info["panel"]])
-        # Level 1 takes a third of the time of the default and a tenth more space.
-        write_whole(self.path / f"frames/{name}.png", _encoded(picture, "PNG", compress_level=1))
-        history = self.path / "history.csv"
-        rows = [[_cell(row.get(c)) for c in HISTORY_COLUMNS] for row in frame.rows]
-        write_whole(history, history.read_bytes() + _csv(rows))
+        maps, picture = self.path / f"maps/{name}.npz", self.path / f"frames/{name}.png"
+        try:
+            stored = io.BytesIO()
+            np.savez(stored, **frame.maps)
+            write_whole(maps, stored.getvalue())
+            drawn = frame_grid(frame, self.images, [p["label"] for p in self.info["panel"]])
+            # Level 1 takes a third of the time of the default and a tenth more space.
+            write_whole(picture, _encoded(drawn, "PNG", compress_level=1))
+            history = self.path / "history.csv"
+            rows = [[_cell(row.get(c)) for c in HISTORY_COLUMNS] for row in frame.rows]
+            write_whole(history, history.read_bytes() + _csv(rows))
+        except BaseException:
+            # A failed frame has no files, and on a full disk `run.json` needs their room to say so.
+            for file in (maps, picture):
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+            raise
 
     def _write_info(self) -> None:
         self.info["updated"] = _now()
-        write_whole(self.path / "run.json", json.dumps(self.info, ensure_ascii=False, indent=1).encode("utf-8"))
+        text = json.dumps(self.info, ensure_ascii=False, indent=1)
+        # File names need not be UTF-8: what python keeps of such bytes is written as an escape, which JSON reads back.
+        write_whole(self.path / "run.json", text.encode("utf-8", "backslashreplace"))
 
 
 def heading(frame: Mapping[str, Any]) -> str:
@@ -264,6 +315,15 @@ def _cell(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
         return "" if np.isnan(value) else f"{value:.6g}"
     return " ".join(str(value).split())
+
+
+def _drop_rows(history: Path, complete: Collection[int]) -> None:
+    "Leave out the rows of a frame at which the writing process was killed: its number will be given again."
+    with history.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    kept = [row for row in rows if row and row[0] in set(map(str, complete))]
+    if len(kept) < len(rows):
+        write_whole(history, _csv([header, *kept]))
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> bytes:

@@ -24,11 +24,12 @@ from fastai.vision.all import (
     aug_transforms,
     resnet34,
 )
+from torch import nn
+from training import Quiet, differences, left_by, one_thread, random_states, state_around, tiny_learner  # noqa: F401
+
 from fastai_gradcam import GradCAMCallback
 from fastai_gradcam.guard import unchanged
 from fastai_gradcam.methods import methods
-from torch import nn
-from training import Quiet, differences, left_by, one_thread, random_states, state_around, tiny_learner  # noqa: F401
 
 
 class CpuAutocast(Callback):
