@@ -72,7 +72,9 @@ def gradcam(
     with torch.inference_mode(False), evaluating(net):
         x = _as_batch(x)
         if layer is None:
-            chosen = [default_layer(net, x, net, lambda output: _sum(scores(output, _for_probe(target, len(x)))[0]))]
+            few, its_target = _probe(x, target)
+            of = target if callable(target) else None
+            chosen = [default_layer(net, few, net, lambda output: _sum(scores(output, its_target, len(few))[0]), of)]
         else:
             chosen = named_layers(net, layer)
         output, acts, per_score, classes = _differentiate(net, x, chosen, target)
@@ -96,16 +98,19 @@ def _as_batch(x: Tensor) -> Tensor:
         raise TypeError(f"x must be a tensor (N, C, *space), got {type(x).__name__}.")
     if x.ndim < 3 or len(x) == 0:
         raise ValueError(f"x must be a batch (N, C, *space) with N ≥ 1, got shape {tuple(x.shape)}.")
-    plain = x.detach().as_subclass(Tensor)
-    return plain.clone() if plain.is_inference() else plain
+    # A network may begin with an operation in place, and a tensor of inference mode takes no part in autograd.
+    return x.detach().as_subclass(Tensor).clone()
 
 
-def _for_probe(target: Target, n: int) -> Target:
-    "`target` for the first two images, which are all that the search for a layer looks at."
-    if target is None or isinstance(target, int) or callable(target):
-        return target
-    wanted = torch.as_tensor(target)
-    return wanted[:2] if wanted.ndim and len(wanted) == n else target
+def _probe(x: Tensor, target: Target) -> tuple[Tensor, Target]:
+    "The images that the search for a layer looks at, two where possible, and the target for them."
+    if target is None or isinstance(target, int):
+        return x[:2], target
+    per_image = isinstance(target, (list, tuple)) or (isinstance(target, Tensor) and target.ndim > 0)
+    if per_image and len(target) == len(x):
+        return x[:2], target[:2]
+    # A callable may hold something for each image of the whole batch.
+    return x, target
 
 
 def _sum(each: list[Tensor]) -> Tensor:
@@ -120,7 +125,7 @@ def _differentiate(net: nn.Module, x: Tensor, chosen, target: Target):
     for grad in (False, True):
         with torch.set_grad_enabled(grad), Restart(modules) as restart:
             output = net(x)
-            each, classes = scores(output, target)
+            each, classes = scores(output, target, len(x))
         ran = [t is not None for t in restart.outputs]
         if all(ran) and all(s.requires_grad for s in each):
             break

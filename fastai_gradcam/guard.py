@@ -20,13 +20,13 @@ _CUDNN_FLAGS = ("enabled", "benchmark", "deterministic")
 def unchanged(model: nn.Module, *others: Any) -> Iterator[None]:
     """Leave `model`, the random number generators and torch's switches as they were, however the block ends.
 
-    Restores each module's `training` flag, each parameter's `requires_grad` and `.grad` (which is `None` inside), each
-    buffer (a network may count its forward passes), the states of python's, numpy's and torch's generators, on every
+    Restores each module's attributes (`training`; what a network notes down on the way), each parameter's
+    `requires_grad` and `.grad` (which is `None` inside), each buffer (it may count forward passes), the states of python's, numpy's and torch's generators, on every
     CUDA device in use, the grad mode, the autocast state and the cudnn flags. `others`: more modules to look after,
     such as a loss function's; what is no module is left alone.
     """
     modules = [m for root in (model, *others) if isinstance(root, nn.Module) for m in root.modules()]
-    training = [(m, m.training) for m in modules]
+    attributes = [(m, m.training, dict(vars(m))) for m in modules]
     buffers = [(m, name, b, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None]
     parameters = [(p, p.requires_grad, p.grad) for m in modules for p in m._parameters.values() if p is not None]
     python, numpy, grad_mode = random.getstate(), np.random.get_state(), torch.is_grad_enabled()
@@ -49,9 +49,14 @@ def unchanged(model: nn.Module, *others: Any) -> Iterator[None]:
         for name, flag in cudnn:
             if getattr(torch.backends.cudnn, name) != flag:
                 setattr(torch.backends.cudnn, name, flag)
-        for module, flag in training:
-            # Not `model.train(flag)`: models override it, and modules of one model differ (frozen BatchNorm).
-            module.training = flag
+        for module, training, before in attributes:
+            # Not `model.train(training)`: models override it, and modules of one model differ (frozen BatchNorm).
+            module.training = training
+            # An intermediate tensor that the network keeps would hold the graph behind it, too.
+            now = vars(module)
+            for name in now.keys() - before.keys():
+                del now[name]
+            now.update(before)
         for p, requires_grad, grad in parameters:
             if p.requires_grad != requires_grad:
                 p.requires_grad = requires_grad

@@ -133,30 +133,42 @@ def _grid(cells: int, rows: int, size: Sequence[int]) -> tuple[int, ...] | None:
     return (rows, columns) if fits else None
 
 
-_found: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, WeakKeyDictionary] = WeakKeyDictionary()
+
+
+def _found_before(model: nn.Module, of: object) -> dict:
+    try:
+        return _found.setdefault(model, WeakKeyDictionary()).setdefault(of, {})
+    except TypeError:
+        # What cannot be hashed or referred to weakly is not remembered.
+        return {}
 
 
 def default_layer(
-    model: nn.Module, x: Tensor, run: Callable[[Tensor], object], score: Callable[[object], Tensor]
+    model: nn.Module,
+    x: Tensor,
+    run: Callable[[Tensor], object],
+    score: Callable[[object], Tensor],
+    of: object = None,
 ) -> tuple[str, nn.Module]:
     """The last module of `model` with parameters whose output has space and takes part in the score.
 
-    Found once per model and input size, by looking at what flows through on the first images of `x` and at where
-    the score's gradient arrives: no list of architectures. `run(x)` runs the model, `score(output)` gives one
-    number to differentiate. Where modules hand one tensor on unchanged, the innermost is named. Raises `ValueError`
-    if no output has space.
+    Found once per model and input size, by looking at what flows through on `x` and at where the score's gradient
+    arrives: no list of architectures. `run(x)` runs the model, `score(output)` gives one number to differentiate;
+    `of` says which score that is (two heads may end in different layers), `None` any of the classes. Where modules
+    hand one tensor on unchanged, the innermost is named. Raises `ValueError` if no output has space.
     """
-    cache = _found.setdefault(model, {})
+    cache = _found_before(model, model if of is None else of)
     name = cache.get(x.shape[1:])
     modules = dict(model.named_modules())
     if name is None or name not in modules:
         try:
-            name = _search(model, x[:2], run, score)
+            name = _search(model, x, run, score)
         except _NothingArrives:
             # What depends on what does not depend on the weights' values: ask again with other ones.
             shaken = {k: p.detach() + 0.02 * torch.randn_like(p) for k, p in model.named_parameters()}
             try:
-                name = _search(model, x[:2], lambda x: functional_call(model, shaken, (x,)), score)
+                name = _search(model, x, lambda x: functional_call(model, shaken, (x,)), score)
             except _NothingArrives:
                 raise ValueError(
                     f"No gradient of the score arrives at any layer with space of this {type(model).__name__}; name "

@@ -76,14 +76,13 @@ def _expected(target: object) -> str:
     )
 
 
-def scores(output: Any, target: Target) -> tuple[list[Tensor], Tensor | None]:
-    """The scores `(N,)` to differentiate, one per class asked for, and the classes (`None` for a callable).
+def scores(output: Any, target: Target, n: int) -> tuple[list[Tensor], Tensor | None]:
+    """The scores `(n,)` to differentiate, one per class asked for, and the classes (`None` for a callable).
 
     Raises what `class_targets` raises, and `ValueError` where a callable's scores are not one per image.
     """
     if callable(target):
         score = target(output)
-        n = len(main_output(output))
         if not isinstance(score, Tensor) or score.shape not in ((n,), (n, 1)):
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise ValueError(f"The target callable must return one score per image, shape ({n},), got {got}.")
