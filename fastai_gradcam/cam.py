@@ -72,9 +72,9 @@ def gradcam(
     with torch.inference_mode(False), evaluating(net):
         x = _as_batch(x)
         if layer is None:
-            few, its_target = _probe(x, target)
-            of = target if callable(target) else None
-            chosen = [default_layer(net, few, net, lambda output: _sum(scores(output, its_target, len(few))[0]), of)]
+            # Two images tell for any class; a callable may hold something for each image of the whole batch.
+            few, of = (x, target) if callable(target) else (x[:2], None)
+            chosen = [default_layer(net, few, net, lambda output: _sum(scores(output, of, len(few))[0]), of)]
         else:
             chosen = named_layers(net, layer)
         output, acts, per_score, classes = _differentiate(net, x, chosen, target)
@@ -100,17 +100,6 @@ def _as_batch(x: Tensor) -> Tensor:
         raise ValueError(f"x must be a batch (N, C, *space) with N ≥ 1, got shape {tuple(x.shape)}.")
     # A network may begin with an operation in place, and a tensor of inference mode takes no part in autograd.
     return x.detach().as_subclass(Tensor).clone()
-
-
-def _probe(x: Tensor, target: Target) -> tuple[Tensor, Target]:
-    "The images that the search for a layer looks at, two where possible, and the target for them."
-    if target is None or isinstance(target, int):
-        return x[:2], target
-    per_image = isinstance(target, (list, tuple)) or (isinstance(target, Tensor) and target.ndim > 0)
-    if per_image and len(target) == len(x):
-        return x[:2], target[:2]
-    # A callable may hold something for each image of the whole batch.
-    return x, target
 
 
 def _sum(each: list[Tensor]) -> Tensor:
