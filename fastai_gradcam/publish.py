@@ -1,0 +1,65 @@
+"""What a run shows of itself: the report while it grows, its pictures when it ends, the grid in a notebook."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .record import write_whole
+from .run import Run
+
+__all__ = ["NotebookGrid", "ReportRefresher", "publish"]
+
+# The report grows with the run; a refresh waits until this many times its own duration has passed since the last.
+_RARELY = 10
+
+
+class ReportRefresher:
+    """Keeps `report.html` of a growing run up to date, for a page that is reloaded while training goes on.
+
+    Called behind each frame, on the thread that writes the run. Takes at most a tenth of that thread's time, however
+    long the run: the report is whole again when `publish` ends it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._next = 0.0
+
+    def __call__(self, *_: Any) -> None:
+        start = time.monotonic()
+        if start < self._next:
+            return
+        Run(self.path).report()
+        end = time.monotonic()
+        self._next = end + _RARELY * (end - start)
+
+
+def publish(path: Path) -> None:
+    "Write the run's `report.html`, `evolution.png` and `evolution.gif`. A run without a complete frame has none."
+    run = Run(path)
+    if not any(f["status"] == "ok" for f in run.frames):
+        return
+    run.report()
+    picture = io.BytesIO()
+    run.evolution().save(picture, "PNG")
+    write_whole(path / "evolution.png", picture.getvalue())
+    run.animation()
+
+
+class NotebookGrid:
+    "Shows a picture below the running cell, in place of the one before it."
+
+    def __init__(self):
+        self._handle = None
+
+    def show(self, image: Image.Image) -> None:
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display(image, display_id=True)
+        else:
+            self._handle.update(image)
