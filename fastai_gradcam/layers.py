@@ -42,7 +42,7 @@ def named_layers(model: nn.Module, layer: Layer) -> list[tuple[str, nn.Module]]:
     if not isinstance(layer, Sequence) or not layer:
         raise TypeError(f"layer must be None, a module, a dotted name, or a list of these, got {layer!r}.")
     names = {module: name for name, module in model.named_modules()}
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     found = []
     for one in layer:
         if isinstance(one, nn.Module):
@@ -86,6 +86,9 @@ def spatial(output: Tensor, x_shape: Sequence[int], reshape: Reshape | None = No
 
 
 def _dense(shape: Sequence[int], size: Sequence[int]) -> Reshape | None:
+    if math.prod(shape[2:]) <= 1:
+        # Pooled: in one dimension `(N, C, 1)` would pass for C cells of one channel.
+        return None
     channels_first, channels_last = _misfit(shape[2:], size), _misfit(shape[1:-1], size)
     if channels_first <= min(channels_last, _LOOSE):
         return lambda t: t
