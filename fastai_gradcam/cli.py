@@ -231,18 +231,18 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _cams_of(learn, images: list[Path], target, layer, method):
     "(image, its CAMs or the reason why there are none) for a batch of images; one that cannot be read costs no other."
-    from .data import as_item
+    from .data import opened
 
-    readable, opened = [], []
+    readable, decoded = [], []
     for image in images:
         try:
-            opened.append(as_item(image))
+            decoded.append(opened(image))
             readable.append(image)
         except (ValueError, FileNotFoundError) as error:
             yield image, error
-    if opened:
-        cams = list(learn.gradcam(opened, target=target, layer=layer, method=method))
-        each = len(cams) // len(opened)
+    if decoded:
+        cams = list(learn.gradcam(decoded, target=target, layer=layer, method=method))
+        each = len(cams) // len(decoded)
         for i, image in enumerate(readable):
             yield image, cams[i * each : (i + 1) * each]
 

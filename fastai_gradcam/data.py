@@ -2,66 +2,115 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fastai.data.load import DataLoader
+from fastai.data.core import Datasets, TfmdLists
+from fastai.data.load import DataLoader, SkipItemException
 from fastai.torch_core import to_device
 from fastai.vision.core import PILImage
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from .suggest import one_of
 from .targets import main_output
 
-__all__ = ["as_item", "class_index", "encode", "for_model", "item_name", "picture", "probabilities", "vocabulary"]
+__all__ = [
+    "as_item",
+    "class_index",
+    "encode",
+    "for_model",
+    "item_name",
+    "loader_of",
+    "opened",
+    "picture",
+    "probabilities",
+    "read",
+    "vocabulary",
+]
 
 
 def as_item(item: Any) -> Any:
-    """What `learn.gradcam` takes, as what a validation pipeline takes: images as `PILImage`, all else unchanged.
+    """What `learn.gradcam` takes, as what opens an image file in a validation pipeline takes.
 
-    Paths and strings are opened, arrays and tensors are uint8 `(H, W)`, `(H, W, C)` or `(C, H, W)`. Raises
-    `FileNotFoundError` or `ValueError` with the file's name for one that is missing, truncated or no image.
+    PIL images, arrays and tensors (uint8 `(H, W)`, `(H, W, C)` or `(C, H, W)`) become the bytes of an image file, which
+    the pipeline opens in its own mode, colour or grey; all else is unchanged. Raises `ValueError` for an array that
+    is no image.
     """
-    if isinstance(item, PILImage):
-        return item
-    if isinstance(item, (str, Path)):
-        path = Path(item)
-        if not path.exists():
-            raise FileNotFoundError(f"There is no image file {str(item)!r}.")
-        return _opened(path, repr(str(item)))
-    if isinstance(item, (bytes, bytearray)):
-        return _opened(bytes(item), f"of {len(item)} bytes")
     if isinstance(item, Tensor):
         item = item.detach().cpu().numpy()
-        if item.ndim == 3 and item.shape[0] in (1, 3, 4) and item.shape[2] not in (1, 3, 4):
-            item = item.transpose(1, 2, 0)
     if isinstance(item, np.ndarray):
-        if item.dtype != np.uint8 or item.ndim not in (2, 3):
-            raise ValueError(
-                f"An image as an array or tensor must be uint8 (H, W), (H, W, C) or (C, H, W), got {item.dtype} "
-                f"{item.shape}."
-            )
-        return PILImage(
-            Image.fromarray(item.squeeze(2) if item.ndim == 3 and item.shape[2] == 1 else item).convert("RGB")
+        item = _from_array(item)
+    if not isinstance(item, Image.Image):
+        return bytes(item) if isinstance(item, bytearray) else item
+    data = io.BytesIO()
+    item.convert("RGB").save(data, "PPM")
+    return data.getvalue()
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    channels = (1, 3, 4)
+    pixels = array
+    if pixels.ndim == 3 and pixels.shape[0] in channels and pixels.shape[2] not in channels:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in channels)):
+        raise ValueError(
+            f"An image as an array or tensor must be uint8 (H, W), (H, W, C) or (C, H, W), got {array.dtype} "
+            f"{array.shape}."
         )
-    if isinstance(item, Image.Image):
-        return PILImage(item.convert("RGB"))
-    return item
+    return Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels))
 
 
-def _opened(source: Path | bytes, name: str) -> PILImage:
+def opened(path: Path) -> Image.Image:
+    "The image file `path`, decoded. Raises `FileNotFoundError` or `ValueError` with its name."
+    if not path.exists():
+        raise FileNotFoundError(f"There is no image file {str(path)!r}.")
     try:
-        return PILImage.create(source)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"The file {name} cannot be read as an image: {error}") from error
+        return PILImage.create(path)
+    except Exception as error:
+        raise ValueError(f"The file {str(path)!r} cannot be read as an image: {error}") from error
 
 
-def encode(dl: DataLoader, index: int, name: str) -> tuple[Any, ...]:
-    """Item `index` of `dl` as a batch of one, on `dl`'s device, after its item and batch transforms.
+def loader_of(dls: Any, item: Any) -> DataLoader:
+    """A loader of the one `item` through the validation transforms of `dls`.
+
+    A data set of plain PyTorch has none: its items are tensors as it gives them. Raises `TypeError` for an item that
+    the data does not take.
+    """
+    if not isinstance(dls.valid_ds, (Datasets, TfmdLists)):
+        if isinstance(item, Tensor):
+            return dls.test_dl([(item,)], num_workers=0)
+        raise TypeError(
+            f"This learner's data, a {type(dls.valid_ds).__name__}, has no transforms that would open an image: give the "
+            f"tensor (C, H, W) that the model takes, got {_short(item)}."
+        )
+    source = as_item(item)
+    try:
+        return dls.test_dl([source], num_workers=0)
+    except Exception as error:
+        refused = error
+    # What opens files need not know bytes; an image passes it by.
+    if isinstance(source, bytes):
+        with suppress(Exception):
+            return dls.test_dl([PILImage.create(source)], num_workers=0)
+    raise TypeError(
+        "An item must be what the learner's data takes: a path, str, PIL image, uint8 array or tensor, or bytes for a "
+        f"learner of images, got {_short(item)}."
+    ) from refused
+
+
+def _short(item: Any) -> str:
+    text = " ".join(repr(item).split())
+    return text if len(text) <= 60 else f"{type(item).__name__} {text[:60]}…"
+
+
+def read(dl: DataLoader, index: int, name: str) -> Any:
+    """Item `index` of `dl`, decoded, before its item and batch transforms.
 
     Not through the loader's iterator, which would start worker processes and draw random numbers. Raises
     `ValueError` with the item's `name` where it cannot be read.
@@ -69,11 +118,24 @@ def encode(dl: DataLoader, index: int, name: str) -> tuple[Any, ...]:
     # The split tells random transforms to be still; the loader sets it when it starts to iterate.
     dl.before_iter()
     try:
-        sample = dl.do_item(index)
+        return dl.create_item(index)
+    except SkipItemException:
+        raise ValueError(f"Image {name!r} is skipped by the data pipeline.") from None
     except Exception as error:
-        raise ValueError(f"Image {name!r} could not be read: {type(error).__name__}: {error}") from error
-    if sample is None:
-        raise ValueError(f"Image {name!r} was skipped by the data pipeline.")
+        raise ValueError(f"Image {name!r} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def encode(dl: DataLoader, sample: Any, name: str) -> tuple[Any, ...]:
+    """What `read` gave as a batch of one, on `dl`'s device, after `dl`'s item and batch transforms.
+
+    Raises `ValueError` with the item's `name` where the transforms refuse it.
+    """
+    try:
+        sample = dl.after_item(sample)
+    except SkipItemException:
+        raise ValueError(f"Image {name!r} is skipped by the item transforms.") from None
+    except Exception as error:
+        raise ValueError(f"Image {name!r} fails in the item transforms: {type(error).__name__}: {error}") from error
     batch = dl.do_batch([sample])
     if getattr(dl, "device", None) is not None:
         batch = to_device(batch, dl.device)

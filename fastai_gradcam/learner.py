@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from .cam import CAMs
 from .cam import gradcam as cams_of
-from .data import as_item, class_index, encode, for_model, item_name, picture, probabilities, vocabulary
+from .data import class_index, encode, for_model, item_name, loader_of, picture, probabilities, read, vocabulary
 from .guard import unchanged
 from .layers import named_layers, unwrap
 from .methods import resolve_method
@@ -171,12 +172,10 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     layers = None if layer is None else resolve_layer(self, layer)
     wanted = _classes(target, vocab)
     with unchanged(model):
-        names = [item_name(it, i) if isinstance(it, (str, Path)) else f"item {i}" for i, it in enumerate(items)]
-        dl = self.dls.test_dl([as_item(it) for it in items], num_workers=0)
-        batches = [encode(dl, i, name) for i, name in enumerate(names)]
-        images = [picture(dl, batch) for batch in batches]
+        encoded = [_encoded(self.dls, it, item_name(it, i)) for i, it in enumerate(items)]
+        images = [image for image, _ in encoded]
         found: list[CAM] = []
-        for at, x in _stacked([for_model(batch, model) for batch in batches]):
+        for at, x in _stacked([for_model(batch, model) for _, batch in encoded]):
             classes = torch.tensor([wanted] * len(x)) if isinstance(wanted, list) else wanted
             cams = cams_of(model, x, layer=layers, target=classes, method=method)
             for i in range(len(x)):
@@ -188,11 +187,23 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     return CAMList(found, side_by_side)
 
 
+def _encoded(dls: Any, item: Any, name: str) -> tuple[Image.Image, Any]:
+    "What the model sees of `item`, as a picture and as a batch of one."
+    dl = loader_of(dls, item)
+    try:
+        batch = encode(dl, read(dl, 0, name), name)
+    except ValueError:
+        if isinstance(item, (str, Path)) and not Path(item).exists():
+            raise FileNotFoundError(f"There is no image file {str(item)!r}.") from None
+        raise
+    return picture(dl, batch), batch
+
+
 def _classes(target: Any, vocab: list[str] | None) -> Any:
     "`target` in the engine's terms; a list stays a list."
     if target is None or callable(target):
         return target
-    if isinstance(target, Tensor):
+    if isinstance(target, (Tensor, np.ndarray)):
         target = target.tolist()
     if isinstance(target, (list, tuple)):
         if not target:

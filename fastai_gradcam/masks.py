@@ -13,38 +13,21 @@ from fastai.torch_core import to_device
 from fastai.vision.core import PILMask
 from PIL import Image, ImageDraw
 
-__all__ = ["Masks", "panel_masks"]
+__all__ = ["Masks", "finder", "mask_of"]
 
 Masks = None | str | Path | Mapping[Any, Any] | Callable[[Any], Any]
 
 
-def panel_masks(
-    masks: Masks, dl: DataLoader, indices: Sequence[int], items: Sequence, names: Sequence[str], size: Sequence[int]
-) -> list[np.ndarray | None]:
-    """For each item a boolean `(H, W)` array that is true on the object, as the model sees it, or `None`.
+def finder(masks: Masks) -> Callable[[Any, str], Any] | None:
+    """`masks` as a function from an item and its name to what was given for it, `None` where there are no masks.
 
     `masks`: a callable `item -> mask`; a folder that holds a mask under each image's name or relative path, with any
     image suffix; or a mapping from an item's path, name or file name. A mask is a path, an image or array of the
     original image's size (any value but 0 is object), a box `(x0, y0, x1, y1)` or a list of boxes in pixels of the
-    original image, or `None`. Raises `ValueError` with the item's name for a mask that is missing, of another size
-    than its image, or cannot be read.
+    original image, or `None`. Raises `ValueError` for a folder that does not exist and `TypeError` for anything else.
     """
     if masks is None:
-        return [None] * len(indices)
-    find = _finder(masks)
-    found = []
-    for index, item, name in zip(indices, items, names, strict=True):
-        try:
-            value = find(item, name)
-        except Exception as error:
-            raise ValueError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
-        found.append(None if value is None else _through_pipeline(value, dl, index, name, size))
-    if all(m is None for m in found):
-        raise ValueError(f"masks has no mask for any image of the panel, such as {names[0]!r}.")
-    return found
-
-
-def _finder(masks: Masks) -> Callable[[Any, str], Any]:
+        return None
     if callable(masks):
         return lambda item, name: masks(item)
     if isinstance(masks, Mapping):
@@ -55,6 +38,21 @@ def _finder(masks: Masks) -> Callable[[Any, str], Any]:
             raise ValueError(f"masks={str(masks)!r} is not a folder.")
         return lambda item, name: _in_folder(folder, name)
     raise TypeError(f"masks must be a callable item -> mask, a folder, or a mapping to masks or boxes, got {masks!r}.")
+
+
+def mask_of(
+    find: Callable[[Any, str], Any], item: Any, name: str, sample: Any, dl: DataLoader, size: Sequence[int]
+) -> np.ndarray | None:
+    """The mask of `item` as a boolean `(H, W)` array that is true on the object, as the model sees it, or `None`.
+
+    `sample`: the item as `dl` decoded it, before its transforms; `size`: `(H, W)` of the model's input. Raises
+    `ValueError` with the item's name for a mask that is missing, of another size than its image, or cannot be read.
+    """
+    try:
+        value = find(item, name)
+    except Exception as error:
+        raise ValueError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
+    return None if value is None else _through_pipeline(value, dl, sample[0], name, size)
 
 
 def _keys(item: Any, name: str) -> list[Any]:
@@ -72,8 +70,7 @@ def _in_folder(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _through_pipeline(value: Any, dl: DataLoader, index: int, name: str, size: Sequence[int]) -> np.ndarray:
-    image = dl.create_item(index)[0]
+def _through_pipeline(value: Any, dl: DataLoader, image: Any, name: str, size: Sequence[int]) -> np.ndarray:
     original = image.size if isinstance(image, Image.Image) else tuple(image.shape[:-3:-1])
     try:
         mask = _as_image(value, original)

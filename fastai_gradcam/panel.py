@@ -7,16 +7,18 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor
 
-from .data import encode, item_name, picture, vocabulary
-from .masks import Masks, panel_masks
+from .data import encode, item_name, picture, read, vocabulary
+from .masks import Masks, finder, mask_of
 
 __all__ = ["Panel", "build_panel"]
 
@@ -55,7 +57,7 @@ def build_panel(
     dls = learn.dls
     valid = getattr(dls, "valid_ds", None)
     if items is not None:
-        items = list(items)
+        items = _listed(items)
         if not items:
             raise ValueError("items=[] leaves nothing to watch: give at least one image, or n= to choose for you.")
     if items is not None and not all(isinstance(i, (int, np.integer)) for i in items):
@@ -67,13 +69,25 @@ def build_panel(
                 "The validation set is empty, so there is nothing to watch: give the DataLoaders a validation split, or "
                 "images with items=."
             )
+        if not isinstance(dls.valid, DataLoader):
+            raise TypeError(
+                f"The validation data comes from a {type(dls.valid).__module__}.{type(dls.valid).__qualname__}; the panel "
+                "needs a fastai DataLoader, such as DataLoaders.from_dsets(train, valid) makes."
+            )
         dl = dls.valid.new(shuffle=False, drop_last=False, num_workers=0)
         indices = _checked(items, size) if items is not None else _spread(learn, n, seed)
         all_items = getattr(valid, "items", None)
         sources = [_at(all_items, i) for i in indices]
     root = getattr(dls, "path", None)
     names = [item_name(item, i, root) for item, i in zip(sources, indices, strict=True)]
-    batches = [encode(dl, i, name) for i, name in zip(indices, names, strict=True)]
+    find, batches, found = finder(masks), [], []
+    for item, index, name in zip(sources, indices, names, strict=True):
+        sample = read(dl, index, name)
+        batches.append(encode(dl, sample, name))
+        x = batches[-1][0] if isinstance(batches[-1], (tuple, list)) else batches[-1]
+        found.append(None if find is None else mask_of(find, item, name, sample, dl, x.shape[-2:]))
+    if find is not None and all(mask is None for mask in found):
+        raise ValueError(f"masks has no mask for any image of the panel, such as {names[0]!r}.")
     inputs = [b[0] if isinstance(b, (tuple, list)) else b for b in batches]
     shapes = {tuple(x.shape[1:]) for x in inputs}
     if len(shapes) > 1:
@@ -83,17 +97,24 @@ def build_panel(
         )
     x = torch.cat([x.detach().cpu().as_subclass(Tensor) for x in inputs])
     y = _targets(batches)
-    panel = Panel(x, y, names, _labels(dls, y, len(x)), [picture(dl, b) for b in batches])
-    panel.masks = panel_masks(masks, dl, indices, sources, names, x.shape[-2:])
-    return panel
+    return Panel(x, y, names, _labels(dls, y, len(x)), [picture(dl, b) for b in batches], found)
+
+
+def _listed(items: Any) -> list:
+    if isinstance(items, (str, Path)):
+        return [items]
+    if hasattr(items, "iloc") and hasattr(items, "columns"):
+        return [items.iloc[i] for i in range(len(items))]
+    return items.tolist() if isinstance(items, (Tensor, np.ndarray)) else list(items)
 
 
 def _loader_of(dls, items):
     try:
         return dls.test_dl(items, with_labels=True, num_workers=0, shuffle=False)
     except Exception as error:
+        reason = " ".join(str(error).split())
         warnings.warn(
-            f"The labels of items= could not be read ({type(error).__name__}: {error}); the panel goes without.",
+            f"The labels of items= could not be read ({type(error).__name__}: {reason}); the panel goes without.",
             stacklevel=2,
         )
         return dls.test_dl(items, num_workers=0, shuffle=False)
