@@ -260,7 +260,7 @@ class Paint:
 def draw_fish(sp: Species, rng: Generator, length: int) -> Image.Image:
     "The fish alone, as RGBA, snout to the left, as long as `length` pixels."
     # A fish may be pale, its tag never: so colour tells a fish less surely than it tells a tag.
-    pale, jitter = rng.uniform(0, 0.5), rng.normal(0, 6, 3) + rng.normal(0, 9)
+    pale, jitter = rng.uniform(0, 0.4), rng.normal(0, 6, 3) + rng.normal(0, 9)
 
     def coat(colour: RGB) -> np.ndarray:
         vivid = np.array(colour) + jitter + rng.normal(0, 5, 3)
