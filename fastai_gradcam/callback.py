@@ -483,7 +483,9 @@ class GradCAMCallback(Callback):
         probs = _numpy(probabilities(logits, self._loss_func)) if categories else None
         pred = probs.argmax(1) if categories else None
         classes = None if target is None else _numpy(target).reshape(n, -1)
-        name = lambda c: self._vocab[c] if self._vocab and c < len(self._vocab) else str(c)  # noqa: E731
+
+        def name(c: int) -> str:
+            return self._vocab[c] if self._vocab and c < len(self._vocab) else str(c)
 
         def about(item: int, k: int) -> dict[str, Any]:
             row: dict[str, Any] = {"label": panel.labels[item], "loss": loss[item], "correct": None}
@@ -544,10 +546,13 @@ def _of_this_learner(path: Path, learn: Learner) -> bool:
     return owner is not None and owner() is learn
 
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
 def _out_of_memory(error: BaseException) -> bool:
-    # torch has a class for the accelerators' memory, and only words for the CPU's.
+    # torch has a class for the accelerators' memory, and only words for the CPU's and for cuBLAS and cuDNN.
     kinds = (torch.cuda.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _numpy(x: Tensor) -> np.ndarray:

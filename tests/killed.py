@@ -1,0 +1,58 @@
+"""Trains again and again in processes that are killed by SIGKILL, each at another moment. Run by test_faults.py.
+
+A moment is a number of steps of the file system: so many have been taken, some inside of a write, when the process
+kills itself. That covers the narrow places between two writes, which a clock would miss, on any machine.
+"""
+
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from training import tiny_learner
+
+from fastai_gradcam import GradCAMCallback
+
+
+def killing_itself(moment):
+    "Counts the steps of writing, and ends the process at the `moment`-th; the middle of a write is one too."
+    steps, write, replace = iter(range(10**9)), Path.write_bytes, os.replace
+
+    def step():
+        if next(steps) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def write_slowly(self, data):
+        step()
+        write(self, data[: len(data) // 2])
+        step()
+        return write(self, data)
+
+    def replace_slowly(source, target):
+        step()
+        replace(source, target)
+        step()
+
+    Path.write_bytes, os.replace = write_slowly, replace_slowly
+
+
+def main(images, out, count):
+    torch.set_num_threads(1)  # forked below, which threads do not survive
+    rng = random.Random(3)
+    # Some in the first writes, before there is a run; the others spread over the frames, four writes each.
+    for k in range(count):
+        moment = rng.randrange(14) if k < 3 else rng.randrange(14, 14 + 16 * 6)
+        child = os.fork()
+        if not child:
+            killing_itself(moment)
+            tiny_learner(images, Path(out) / f"killed-{k}", cbs=GradCAMCallback(n=2, name="night")).fit(8)
+            os._exit(3)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"moment {moment}: {status}"
+        print(moment)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
