@@ -179,6 +179,14 @@ def test_the_flags_of_a_model_partly_in_train_mode_are_kept_one_by_one(x):
     assert [m.training for m in net.modules()] == flags
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_the_flag_of_a_scripted_part_is_kept(tiny_net):
+    net = tiny_net.append(torch.jit.script(nn.Dropout(0.5))).train()
+    assert "training" not in vars(net[-1]), "it is kept outside of python"
+    gradcam(net, torch.randn(2, 3, 8, 8), layer="2")
+    assert all(m.training for m in net.modules())
+
+
 def test_an_overridden_train_method_is_not_called(tiny_net):
     class Stubborn(nn.Sequential):
         def train(self, mode=True):
