@@ -101,7 +101,10 @@ def _as_image(value: Any, size: tuple[int, int]) -> Image.Image:
     if isinstance(value, (str, Path)):
         value = Image.open(value)
     if isinstance(value, Image.Image):
-        array = np.asarray(value.convert("L") if value.mode not in ("L", "1", "I", "P", "I;16") else value)
+        array = np.asarray(value)
+        if array.ndim == 3:
+            # Grey would round the darkest colours to black; what lies over the colours is opacity.
+            array = array[..., : array.shape[2] - (value.mode in ("LA", "RGBA", "PA"))].max(2)
     else:
         array = np.asarray(value)
         if array.shape == (4,) or (array.ndim == 2 and array.shape[1] == 4 and tuple(array.shape) != size[::-1]):

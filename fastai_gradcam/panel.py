@@ -57,7 +57,7 @@ def build_panel(
     dls = learn.dls
     valid = getattr(dls, "valid_ds", None)
     if items is not None:
-        items = _listed(items)
+        items = _listed(items, getattr(valid, "items", None), getattr(dls, "path", None))
         if not items:
             raise ValueError("items=[] leaves nothing to watch: give at least one image, or n= to choose for you.")
     if items is not None and not all(isinstance(i, (int, np.integer)) for i in items):
@@ -100,12 +100,21 @@ def build_panel(
     return Panel(x, y, names, _labels(dls, y, len(x)), [picture(dl, b) for b in batches], found)
 
 
-def _listed(items: Any) -> list:
+def _listed(items: Any, known: Any, root: Path | None) -> list:
+    "`items` as a list; text that names a file as a path where the data's own (`known`) are paths, also below `root`."
     if isinstance(items, (str, Path)):
-        return [items]
+        items = [items]
     if hasattr(items, "iloc") and hasattr(items, "columns"):
         return [items.iloc[i] for i in range(len(items))]
-    return items.tolist() if isinstance(items, (Tensor, np.ndarray)) else list(items)
+    items = items.tolist() if isinstance(items, (Tensor, np.ndarray)) else list(items)
+    if known is None or not len(known) or not isinstance(_at(known, 0), Path):
+        return items
+    return [_file(i, root) if isinstance(i, (str, Path)) else i for i in items]
+
+
+def _file(item: str | Path, root: Path | None) -> Path:
+    "A run names its images relative to `root`; the same names choose them again."
+    return Path(root, item) if root is not None and not Path(item).exists() else Path(item)
 
 
 def _loader_of(dls, items):
