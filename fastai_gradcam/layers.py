@@ -109,31 +109,26 @@ def _misfit(space: Sequence[int], size: Sequence[int]) -> float:
 
 
 def _tokens(shape: Sequence[int], size: Sequence[int]) -> Reshape | None:
-    tokens = shape[1]
-    best = None
-    # Class, distillation and register tokens: rarely more than five, never sixteen.
-    for extra, rows in product(range(16), range(1, tokens + 1)):
-        grid = _grid(tokens - extra, rows, size)
-        if grid is not None:
-            best = (extra, grid)
-            break
-    if best is None:
+    if len(size) != 2:
         return None
-    extra, grid = best
-    return lambda t: t[:, extra:].transpose(1, 2).unflatten(2, grid)
+    # Class, distillation and register tokens come first: up to five in the models there are, never sixteen. Grids of
+    # whole square patches are believed before those whose stride does not divide the image.
+    for fits, most in ((_whole, 5), (_rounded, 15)):
+        for extra, rows in product(range(most + 1), range(1, shape[1] + 1)):
+            columns, rest = divmod(shape[1] - extra, rows)
+            if rest == 0 and rows * columns > 1 and fits(rows, columns, size):
+                return lambda t, extra=extra, grid=(rows, columns): t[:, extra:].transpose(1, 2).unflatten(2, grid)
+    return None
 
 
-def _grid(cells: int, rows: int, size: Sequence[int]) -> tuple[int, ...] | None:
-    "`rows` × columns if that makes `cells` patches of one size and the input's aspect ratio, else `None`."
-    if len(size) == 1:
-        return (cells,) if rows == cells and cells > 1 else None
-    if len(size) != 2 or cells < 2 or cells % rows:
-        return None
-    columns = cells // rows
+def _whole(rows: int, columns: int, size: Sequence[int]) -> bool:
+    return size[0] % rows == 0 and size[0] // rows * columns == size[1]
+
+
+def _rounded(rows: int, columns: int, size: Sequence[int]) -> bool:
+    # Rows and columns may each lose a part of a patch.
     patch = size[0] / rows
-    # A stride need not divide the size: rows and columns may each lose a part of a patch.
-    fits = patch >= 1 and abs(size[1] / patch - columns) < 1 and (rows == columns) == (size[0] == size[1])
-    return (rows, columns) if fits else None
+    return patch >= 1 and abs(size[1] / patch - columns) < 1
 
 
 _found: WeakKeyDictionary[nn.Module, WeakKeyDictionary] = WeakKeyDictionary()

@@ -207,6 +207,38 @@ def test_tokens_before_the_grid_are_dropped_whatever_its_aspect(size, grid, extr
     assert embedded[0].shape == embedded[1].shape == (2, *grid)
 
 
+class Attention(nn.Module):
+    "One linear layer for queries, keys and values, as most libraries of transformers have it."
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.proj(nn.functional.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1)))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.attention, self.norm2, self.mlp = (
+            nn.LayerNorm(12),
+            Attention(),
+            nn.LayerNorm(12),
+            nn.Linear(12, 12),
+        )
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def test_queries_keys_and_values_are_no_place_to_explain():
+    net = Transformer(1)
+    net.blocks = nn.ModuleList([Block(), Block()])
+    assert gradcam(net, torch.randn(1, 3, 48, 64)).layers == ["blocks.1.norm1"]
+
+
 def test_a_grid_of_tokens_is_read_row_by_row_after_the_extra_tokens():
     to_space = spatial(torch.zeros(1, 2 + 6, 4), (1, 3, 32, 48))
     tokens = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 4)
@@ -230,8 +262,14 @@ def test_a_grid_of_tokens_is_read_row_by_row_after_the_extra_tokens():
         (36, (80, 112), (5, 7)),
         (9, (32, 64), (2, 4)),
         (130, (128, 256), (8, 16)),
-        # a stride that does not divide the size
+        # read with fewer extra tokens these would be 3 × 3, 4 × 2, 6 × 4
+        (9, (32, 32), (2, 2)),
+        (8, (48, 32), (3, 2)),
+        (25, (40, 32), (5, 4)),
+        # a stride that does not divide the size, in one direction or both
         (25, (90, 90), (5, 5)),
+        (197, (224, 232), (14, 14)),
+        (36, (90, 122), (5, 7)),
     ],
 )
 def test_the_grid_of_tokens_has_the_inputs_aspect(tokens, size, grid):
