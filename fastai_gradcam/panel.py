@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.distributed import DistributedDL
 from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor
@@ -54,7 +56,7 @@ def build_panel(
     `ValueError` for an empty panel, and for an image that cannot be read, with its name. A panel larger than the
     validation set takes all of it, with a warning.
     """
-    dls = learn.dls
+    dls = _of_one_process(learn.dls)
     valid = getattr(dls, "valid_ds", None)
     if items is not None:
         items = _listed(items, getattr(valid, "items", None), getattr(dls, "path", None))
@@ -98,6 +100,14 @@ def build_panel(
     x = torch.cat([x.detach().cpu().as_subclass(Tensor) for x in inputs])
     y = _targets(batches)
     return Panel(x, y, names, _labels(dls, y, len(x)), [picture(dl, b) for b in batches], found)
+
+
+def _of_one_process(dls: DataLoaders) -> DataLoaders:
+    "`dls` without fastai's wrapping for distributed training, which deals items to processes and makes no new loaders."
+    loaders = getattr(dls, "loaders", [])
+    if not any(isinstance(dl, DistributedDL) for dl in loaders):
+        return dls
+    return DataLoaders(*(dl.dl if isinstance(dl, DistributedDL) else dl for dl in loaders), path=dls.path)
 
 
 def _listed(items: Any, known: Any, root: Path | None) -> list:
