@@ -180,7 +180,8 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
             cams = cams_of(model, x, layer=layers, target=classes, method=method)
             for i in range(len(x)):
                 found += _explained(cams, i, images[at + i], vocab, self.loss_func)
-    if len(found) == 1 and not isinstance(item, (list, tuple)) and not isinstance(target, (list, tuple)):
+    asked_for_one = not any(isinstance(given, (list, tuple)) for given in (item, target, layer))
+    if len(found) == 1 and asked_for_one and not (isinstance(layer, str) and layer == "all"):
         return found[0]
     per_item = len(found) // len(items)
     side_by_side = None if per_item == 1 or (len(items) == 1 and per_item > 5) else per_item
@@ -223,7 +224,7 @@ def _stacked(inputs: list[Tensor], most: int = 32) -> Iterator[tuple[int, Tensor
 
 def _explained(cams: CAMs, i: int, image: Image.Image, vocab, loss_func) -> list[CAM]:
     "The `CAM`s of image `i` of a batch: for each layer, each class."
-    name = lambda c: vocab[c] if vocab and c < len(vocab) else str(c)  # noqa: E731
+    name = lambda c: vocab[c] if vocab and c < len(vocab) else str(c)
     categories = cams.target is not None
     probs = probabilities(cams.output, loss_func)[i].cpu() if categories else None
     pred = int(probs.argmax()) if categories else None

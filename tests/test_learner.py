@@ -36,11 +36,13 @@ from fastai.vision.all import (
 )
 from PIL import Image
 from torch import nn
-from training import differences, state_around, tiny, tiny_learner
+from training import differences, one_thread, state_around, tiny, tiny_learner  # noqa: F401
 
 from fastai_gradcam import CAM, gradcam
 from fastai_gradcam.learner import CAMList
 from fastai_gradcam.render import colormap
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NORMALISED = {"batch_tfms": [Normalize.from_stats(*imagenet_stats, cuda=False)]}
 
@@ -383,6 +385,7 @@ def test_layers_are_named_in_every_way(learn, photo):
     assert [c.layer for c in cams] == ["0.2", "0.0", "0.1.0"]
     assert [tuple(c.map.shape) for c in cams] == [(4, 4), (16, 16), (8, 8)]
     assert torch.equal(cams[0].map, learn.gradcam(photo).map)
+    assert isinstance(learn.gradcam(photo, layer=[2]), CAMList)
 
 
 def test_all_layers_are_the_children_of_the_body_in_order(make_learner, photo):

@@ -26,10 +26,12 @@ from fastai.vision.all import (
     vision_learner,
 )
 from PIL import Image
-from training import Quiet, tiny, tiny_learner
+from training import Quiet, one_thread, tiny, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback
 from fastai_gradcam.panel import build_panel
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = {"ant": 7, "bee": 5, "cat": 2, "dog": 9}
 OBJECT = (250, 0, 0)
