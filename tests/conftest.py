@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Threads that spin while they wait make a busy machine slower by a factor; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
