@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,24 +11,29 @@ from ._fish_drawing import SPECIES
 from ._fish_scene import draw
 
 if TYPE_CHECKING:
-    from fastai.data.core import DataLoaders
-    from fastai.learner import Learner
+    pass
 
 __all__ = [
     "PER_SPECIES",
     "RECIPE",
-    "demo_dls",
     "fish_items",
     "fish_label",
     "fish_mask",
     "make_fish",
-    "scratch_learner",
     "species",
 ]
 
 PER_SPECIES = 40
 # `layer` 5 has 14 × 14 cells at this size; the last one, 7, has 4 × 4, too few to tell a fish from its tray.
-RECIPE = {"size": 112, "bs": 16, "epochs": 5, "lr": 3e-3, "layer": 5, "scratch": {"epochs": 7, "lr": 4e-3}}
+RECIPE = {
+    "size": 112,
+    "bs": 16,
+    "epochs": 5,
+    "lr": 3e-3,
+    "layer": 5,
+    "augment": False,
+    "scratch": {"epochs": 7, "lr": 4e-3},
+}
 
 species = tuple(sp.name for sp in SPECIES)
 
@@ -77,64 +81,3 @@ def fish_mask(item: str | Path) -> Path | None:
     item = Path(item)
     mask = item.parent.with_name(f"{item.parent.name} GT") / item.name
     return mask if mask.is_file() else None
-
-
-def demo_dls(path: str | Path, size: int = 96, bs: int = 16, seed: int = 42) -> DataLoaders:
-    """`DataLoaders` of the fish set below `path`, Kaggle's or the drawn one; `seed` draws a fifth of each species to validate on.
-
-    Pictures are squeezed to `size` × `size`, so that no fish is cut off, and flipped in training: with so little time
-    to learn from scratch, stronger augmentation costs more than it gives. Raises `ValueError` where there are none.
-    """
-    from fastai.data.block import CategoryBlock, DataBlock
-    from fastai.data.transforms import IndexSplitter
-    from fastai.vision.augment import Flip, Resize, ResizeMethod
-    from fastai.vision.data import ImageBlock
-
-    items = fish_items(path)
-    if not items:
-        raise ValueError(
-            f"There are no pictures below {str(path)!r}: expected <Species>/<Species>/00001.png and so on."
-        )
-    block = DataBlock(
-        blocks=(ImageBlock, CategoryBlock),
-        get_y=fish_label,
-        splitter=IndexSplitter(_a_fifth_of_each(items, seed)),
-        item_tfms=Resize(size, ResizeMethod.Squish),
-        batch_tfms=[Flip()],
-    )
-    return block.dataloaders(items, bs=bs, num_workers=0)
-
-
-def _a_fifth_of_each(items: list[Path], seed: int) -> list[int]:
-    "Positions of a random fifth of each species' items, and of at least one."
-    rng, chosen = np.random.default_rng(seed), []
-    for label in sorted({fish_label(o) for o in items}):
-        own = [i for i, o in enumerate(items) if fish_label(o) == label]
-        chosen += rng.permutation(own)[: max(1, round(len(own) / 5))].tolist()
-    return sorted(chosen)
-
-
-def scratch_learner(dls: DataLoaders, arch: Callable, **kwargs) -> Learner:
-    """A `vision_learner` without pretrained weights, set up to learn from few pictures in few steps.
-
-    Every residual block begins as the identity (Goyal et al. 2017, section 5.1), so that a deep network learns at
-    first like a shallow one; the head is one linear layer without dropout; inputs are normalised; nothing is frozen.
-    `kwargs` go to `vision_learner`.
-    """
-    import torch
-    from fastai.data.transforms import Normalize
-    from fastai.vision.core import imagenet_stats
-    from fastai.vision.learner import vision_learner
-
-    # `vision_learner` itself normalises for pretrained weights only.
-    if not any(isinstance(tfm, Normalize) for tfm in dls.after_batch.fs):
-        dls.add_tfms([Normalize.from_stats(*imagenet_stats)], "after_batch")
-    learn = vision_learner(dls, arch, pretrained=False, **{"lin_ftrs": [], "ps": 0.0, "init": None, **kwargs})
-    for module in learn.model.modules():
-        last = getattr(module, "bn3", getattr(module, "bn2", None)) if hasattr(module, "downsample") else None
-        if last is not None:
-            torch.nn.init.zeros_(last.weight)
-    # Measured a fifth faster on CPUs at this size.
-    learn.model.to(memory_format=torch.channels_last)
-    learn.unfreeze()
-    return learn

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import RandomSplitter, get_image_files, parent_label
-from fastai.vision.augment import Resize, aug_transforms
+from fastai.data.transforms import get_image_files, parent_label
+from fastai.vision.augment import Flip, Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 
 from .demo import fish_mask
@@ -28,15 +29,19 @@ class ImageFolder:
     splitter: Callable
     masks: Callable[[Path], Path | None] | None = None
 
-    def dataloaders(self, size: int, bs: int, num_workers: int = 0) -> DataLoaders:
-        "`DataLoaders` of images cropped to `size` × `size`, augmented in training."
+    def dataloaders(self, size: int, bs: int, num_workers: int = 0, augment: bool = True) -> DataLoaders:
+        """`DataLoaders` of images of `size` × `size` pixels.
+
+        With `augment`, images are cropped, and in training turned, zoomed, lit and flipped; without, squeezed, so that
+        nothing at their edges is lost, and flipped only.
+        """
         block = DataBlock(
             blocks=(ImageBlock, CategoryBlock),
             get_items=lambda _: self.items,
             get_y=parent_label,
             splitter=self.splitter,
-            item_tfms=Resize(size),
-            batch_tfms=aug_transforms(),
+            item_tfms=Resize(size, "crop" if augment else "squish"),
+            batch_tfms=aug_transforms() if augment else [Flip()],
         )
         return block.dataloaders(self.path, bs=bs, num_workers=num_workers)
 
@@ -73,7 +78,7 @@ def read_folder(path: str | Path, seed: int = 42) -> ImageFolder:
         items = [f for f in items if f.relative_to(path).parts[0] in (train, valid)]
         splitter = _by_first_folder(path, train, valid)
     else:
-        splitter = RandomSplitter(valid_pct=0.2, seed=seed)
+        splitter = _a_fifth_of_each(seed)
     return ImageFolder(path, items, splitter, fish_mask if masks else None)
 
 
@@ -83,5 +88,18 @@ def _by_first_folder(path: Path, train: str, valid: str) -> Callable:
     def split(items):
         first = [f.relative_to(path).parts[0] for f in items]
         return [i for i, name in enumerate(first) if name == train], [i for i, n in enumerate(first) if n == valid]
+
+    return split
+
+
+def _a_fifth_of_each(seed: int) -> Callable:
+    "Validates on a random fifth of each class, and on at least one: a random fifth of all may leave a class out."
+
+    def split(items):
+        draw, valid = random.Random(seed), set()
+        for label in sorted({parent_label(f) for f in items}):
+            own = [i for i, f in enumerate(items) if parent_label(f) == label]
+            valid.update(draw.sample(own, max(1, round(len(own) / 5))))
+        return [i for i in range(len(items)) if i not in valid], sorted(valid)
 
     return split

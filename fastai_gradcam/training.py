@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import fastai.vision.all  # noqa: F401  (gives Learner its schedules, its progress bar and its export)
+import torch
 import torchvision
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
+from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import vision_learner
 
 from .callback import GradCAMCallback
 from .folders import ImageFolder
 from .suggest import one_of
 
-__all__ = ["train"]
+__all__ = ["scratch_learner", "train"]
 
 
 def train(
@@ -27,6 +32,7 @@ def train(
     bs: int = 32,
     lr: float = 2e-3,
     scratch: dict | None = None,
+    augment: bool = True,
     layer: int | str | None = None,
     n: int = 16,
     method: str = "gradcam",
@@ -50,14 +56,13 @@ def train(
         n=n, layer=_number(layer), method=method, masks=folder.masks, path=out, name=name, seed=seed
     )
     set_seed(seed)
-    learn, pretrained = _learner(folder, network, size, bs, num_workers, watch, say)
+    learn, pretrained = _learner(folder, network, size, bs, num_workers, augment, watch, say)
     settings = {"epochs": epochs, "lr": lr} if pretrained else {"epochs": epochs, "lr": lr, **(scratch or {})}
     say(f"training {arch} on {len(learn.dls.train_ds)} images, watching {n} of {len(learn.dls.valid_ds)} others")
     say(f"grids appear in {Path(out, name or '<time>')}/frames while it learns")
     if pretrained:
         learn.fine_tune(settings["epochs"], settings["lr"])
     else:
-        learn.unfreeze()
         learn.fit_one_cycle(settings["epochs"], settings["lr"])
     return learn
 
@@ -81,15 +86,36 @@ def _number(layer: int | str | None) -> int | str | None:
     return int(layer) if isinstance(layer, str) and layer.lstrip("-").isdecimal() else layer
 
 
-def _learner(folder, network, size, bs, num_workers, watch, say) -> tuple[Learner, bool]:
-    dls = folder.dataloaders(size, bs, num_workers)
-    make = {"dls": dls, "arch": network, "metrics": accuracy, "path": folder.path}
+def _learner(folder, network, size, bs, num_workers, augment, watch, say) -> tuple[Learner, bool]:
+    dls = folder.dataloaders(size, bs, num_workers, augment)
+    common = {"metrics": accuracy, "path": folder.path, "cbs": watch}
     try:
-        return vision_learner(**make, pretrained=True, cbs=watch), True
+        return vision_learner(dls, network, pretrained=True, **common), True
     except Exception as error:
         # No network, a proxy, a model without weights: each library has an error of its own for it.
         say(f"no pretrained weights ({type(error).__name__}: {_first_line(error)}): training from scratch")
-    return vision_learner(**make, pretrained=False, cbs=watch), False
+    return scratch_learner(dls, network, **common), False
+
+
+def scratch_learner(dls: DataLoaders, arch: Callable, **kwargs) -> Learner:
+    """A `vision_learner` without pretrained weights, set up to learn from few pictures in few steps.
+
+    Every residual block begins as the identity (Goyal et al. 2017, section 5.1), so that a deep network learns at
+    first like a shallow one; the head is one linear layer without dropout; inputs are normalised; nothing is frozen.
+    `kwargs` go to `vision_learner`.
+    """
+    # `vision_learner` itself normalises for pretrained weights only.
+    if not any(isinstance(tfm, Normalize) for tfm in dls.after_batch.fs):
+        dls.add_tfms([Normalize.from_stats(*imagenet_stats)], "after_batch")
+    learn = vision_learner(dls, arch, pretrained=False, **{"lin_ftrs": [], "ps": 0.0, "init": None, **kwargs})
+    for module in learn.model.modules():
+        last = getattr(module, "bn3", getattr(module, "bn2", None)) if hasattr(module, "downsample") else None
+        if last is not None:
+            torch.nn.init.zeros_(last.weight)
+    # Measured a fifth faster on CPUs at this size.
+    learn.model.to(memory_format=torch.channels_last)
+    learn.unfreeze()
+    return learn
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """The embedded fish set: its layout, its determinism, its masks, its shortcut, and how it is read."""
 
 import hashlib
-import re
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from fastai_gradcam._fish_drawing import draw_fish
-from fastai_gradcam.demo import demo_dls, fish_items, fish_label, fish_mask, make_fish, scratch_learner, species
+from fastai_gradcam.demo import fish_items, fish_label, fish_mask, make_fish, species
 
 KAGGLE = (
     "Black Sea Sprat",
@@ -129,37 +128,6 @@ def test_a_set_that_cannot_be_drawn_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is {next(iter(bad.values()))}"):
         make_fish(tmp_path / "fish", **bad)
     assert not (tmp_path / "fish").exists()
-
-
-def test_the_loaders_hold_every_fish_once_and_squeeze_it_whole(plain):
-    dls = demo_dls(plain, size=32, bs=4)
-    assert sorted([*dls.train.items, *dls.valid.items]) == fish_items(plain)
-    assert list(dls.vocab) == list(KAGGLE)
-    assert [fish_label(o) for o in dls.valid.items] == list(KAGGLE)
-    assert dls.vocab[dls.valid_ds[0][1]] == fish_label(dls.valid.items[0])
-    assert demo_dls(plain, size=32, bs=4).valid.items == dls.valid.items
-    assert demo_dls(plain, size=32, bs=4, seed=1).valid.items != dls.valid.items
-    assert dls.valid.one_batch()[0].shape[1:] == (3, 32, 32)
-
-
-def test_a_folder_without_fish_is_named(tmp_path):
-    with pytest.raises(ValueError, match=re.escape(repr(str(tmp_path)))):
-        demo_dls(tmp_path)
-
-
-def test_a_network_from_scratch_begins_with_blocks_that_change_nothing(plain):
-    torch = pytest.importorskip("torch")
-    from torchvision.models import resnet18
-
-    learn = scratch_learner(demo_dls(plain, size=32, bs=4), resnet18)
-    block = learn.model[0][4][1].eval()
-    x = torch.rand(2, 64, 8, 8)
-    assert torch.equal(block(x), x)
-    assert all(p.requires_grad for p in learn.model.parameters())
-    assert not [m for m in learn.model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
-    assert [type(t).__name__ for t in learn.dls.after_batch.fs].count("Normalize") == 1
-    scratch_learner(learn.dls, resnet18)
-    assert [type(t).__name__ for t in learn.dls.after_batch.fs].count("Normalize") == 1
 
 
 def test_drawing_and_finding_fish_needs_no_torch():

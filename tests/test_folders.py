@@ -1,0 +1,106 @@
+"""Folders of images: which layouts are known, what is a class and what is a mask, and how training starts on them."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from fastai.vision.all import resnet18
+from PIL import Image
+
+from fastai_gradcam.demo import fish_items, fish_mask, make_fish, species
+from fastai_gradcam.folders import read_folder
+from fastai_gradcam.training import scratch_learner, train
+
+
+def draw(path, *names, count=5):
+    "A few noise images in each of the folders `names` below `path`."
+    for k, name in enumerate(names):
+        folder = path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            noise = np.random.default_rng([k, i]).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"{i}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def fish(tmp_path_factory):
+    return make_fish(tmp_path_factory.mktemp("fish"), per_species=5, size=48)
+
+
+def test_the_fish_layout_has_nine_classes_and_masks_that_are_no_class(fish):
+    folder = read_folder(fish)
+    dls = folder.dataloaders(32, bs=4)
+    assert sorted(folder.items) == fish_items(fish)
+    assert list(dls.vocab) == sorted(species)
+    assert folder.masks is fish_mask
+    assert folder.masks(folder.items[0]).parent.name.endswith(" GT")
+
+
+def test_a_fifth_of_each_class_is_for_validation_and_the_seed_chooses_it(fish):
+    valid = read_folder(fish, seed=1).dataloaders(32, bs=4).valid_ds.items
+    assert sorted(f.parent.name for f in valid) == sorted(species)
+    assert valid == read_folder(fish, seed=1).dataloaders(32, bs=4).valid_ds.items
+    assert valid != read_folder(fish, seed=2).dataloaders(32, bs=4).valid_ds.items
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "valid"), ("train", "val"), ("Training", "Test")])
+def test_train_and_validation_folders_are_the_split(tmp_path, one, other):
+    draw(tmp_path, f"{one}/cat", f"{one}/dog", f"{other}/cat", f"{other}/dog")
+    dls = read_folder(tmp_path).dataloaders(32, bs=2)
+    assert {f.parent.parent.name for f in dls.train_ds.items} == {one}
+    assert {f.parent.parent.name for f in dls.valid_ds.items} == {other}
+    assert list(dls.vocab) == ["cat", "dog"]
+
+
+def test_a_class_whose_name_ends_in_GT_is_a_class_where_nothing_says_otherwise(tmp_path):
+    draw(tmp_path, "Golf GT", "Polo")
+    folder = read_folder(tmp_path)
+    assert list(folder.dataloaders(32, bs=2).vocab) == ["Golf GT", "Polo"]
+    assert folder.masks is None
+
+
+def test_without_augmentation_images_are_squeezed_whole(tmp_path):
+    path = draw(tmp_path, "a", "b")
+    whole = Image.new("RGB", (64, 32), "black")
+    whole.paste("white", (0, 0, 4, 32))
+    for f in path.rglob("*.png"):
+        whole.save(f)
+    squeezed = read_folder(path).dataloaders(32, bs=2, augment=False).valid.one_batch()[0]
+    cropped = read_folder(path).dataloaders(32, bs=2).valid.one_batch()[0]
+    assert squeezed[0, :, :, 0].min() > 0.9
+    assert cropped.max() < 0.1
+
+
+@pytest.mark.parametrize(("names", "words"), [((), "There are no images"), (("only",), "are of one class, 'only'")])
+def test_a_folder_that_cannot_be_learned_from_is_named(tmp_path, names, words):
+    draw(tmp_path, *names)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_folder(tmp_path)
+    assert repr(str(tmp_path)) in str(caught.value)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(repr(str(tmp_path / "none")))):
+        read_folder(tmp_path / "none")
+
+
+def test_a_network_from_scratch_begins_with_blocks_that_change_nothing(fish):
+    learn = scratch_learner(read_folder(fish).dataloaders(32, bs=4), resnet18)
+    block = learn.model[0][4][1].eval()
+    x = torch.rand(2, 64, 8, 8)
+    assert torch.equal(block(x), x)
+    assert all(p.requires_grad for p in learn.model.parameters())
+    scratch_learner(learn.dls, resnet18)
+    assert [type(t).__name__ for t in learn.dls.after_batch.fs].count("Normalize") == 1
+
+
+def test_an_unknown_network_is_answered_with_the_nearest(fish, tmp_path):
+    with pytest.raises(ValueError, match="no network 'resnet33'. Did you mean 'resnet"):
+        train(read_folder(fish), arch="resnet33", out=tmp_path)
+
+
+def test_numbers_that_make_no_training_are_refused(fish, tmp_path):
+    with pytest.raises(ValueError, match="epochs must be positive, got 0"):
+        train(read_folder(fish), epochs=0, out=tmp_path)
