@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import socket
@@ -60,6 +61,8 @@ class Run:
             raise FileNotFoundError(f"There is no run in {str(self.path)!r}: it has no run.json.") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(file)!r} is damaged: {error}") from error
+        if not isinstance(version, int):
+            raise ValueError(f"{str(file)!r} is damaged: its schema version is {version!r}.")
         if version > SCHEMA_VERSION:
             raise ValueError(
                 f"{str(file)!r} has schema version {version}; this fastai_gradcam reads up to {SCHEMA_VERSION}. Upgrade it."
@@ -222,24 +225,26 @@ def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
     import pandas as pd
 
     numbers = [c for c in HISTORY_COLUMNS if c not in _TEXT and c not in _FLAGS]
-    try:
-        # A class may be called "NA" or "null": only numbers are undefined where they are empty.
-        table = pd.read_csv(
-            file, keep_default_na=False, dtype=str, encoding="utf-8", on_bad_lines="warn", lineterminator="\n"
-        )
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        table = pd.DataFrame(columns=HISTORY_COLUMNS, dtype=str)
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{str(file)!r} is damaged: {error}") from error
-    missing = [c for c in HISTORY_COLUMNS if c not in table.columns]
+    rows = [HISTORY_COLUMNS]
+    if file.exists():
+        try:
+            with file.open(encoding="utf-8", newline="") as lines:
+                rows = [row for row in csv.reader(lines) if row] or rows
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{str(file)!r} is damaged: {error}") from error
+    header, *rows = rows
+    missing = [c for c in HISTORY_COLUMNS if c not in header]
     if missing:
         raise ValueError(f"{str(file)!r} is damaged: it has no column {missing[0]!r}.")
+    flags = [header.index(c) for c in _FLAGS]
+    whole = [r for r in rows if len(r) == len(header) and all(r[i] in ("True", "False", "") for i in flags)]
+    if len(whole) < len(rows):
+        warnings.warn(f"{file.name}: a damaged row is left out.", stacklevel=3)
+    # A class may be called "NA" or "null": only numbers are undefined where they are empty.
+    table = pd.DataFrame(whole, columns=header, dtype=str)
     for column in numbers:
         table[column] = pd.to_numeric(table[column], errors="coerce")
-    whole = table["frame"].isin(frames) & (table["pointing_hit"].notna()) & table["item"].notna()
-    if (table["frame"].isna() | table["pointing_hit"].isna()).any():
-        warnings.warn(f"{file.name}: a damaged row is left out.", stacklevel=3)
-    table = table[whole].reset_index(drop=True)
+    table = table[table["frame"].isin(frames) & table["item"].notna()].reset_index(drop=True)
     for column in ("frame", "fit", "epoch", "item"):
         table[column] = table[column].astype(int)
     for column in _FLAGS:
