@@ -36,6 +36,7 @@ __all__ = ["animation", "compare", "evolution", "plot", "title"]
 PROBABILITY, ON_OBJECT = "#0969da", "#bc4c00"
 _MOST_COLUMNS = 12
 _MOST_STEPS = 60
+_FINER = 3
 
 
 def title(frame: dict[str, Any], several_fits: bool = True) -> str:
@@ -76,11 +77,13 @@ def evolution(
     line = round(text.size * 1.5)
     row, wide = line + tile + strip + 2 * gap, gap + (1 + len(shown)) * (tile + gap)
     per_block = -(-len(items) // blocks)
-    page = Image.new("RGB", (blocks * wide + (blocks - 1) * 3 * gap + gap, 2 * line + gap + per_block * row), PAPER)
-    draw = ImageDraw.Draw(page)
     fits = len({f["fit"] for f in frames}) > 1
     masked = bool(history["mask_share"].notna().any())
-    _legend(draw, text, gap, line, masked)
+    legend = _legend(text, gap, line, masked)
+    wide_enough = max(blocks * wide + (blocks - 1) * 3 * gap + gap, legend.width)
+    page = Image.new("RGB", (wide_enough, 2 * line + gap + per_block * row), PAPER)
+    page.paste(legend)
+    draw = ImageDraw.Draw(page)
     for block in range(blocks):
         for c, k in enumerate(shown):
             at = (block * (wide + 3 * gap) + gap + (c + 1) * (tile + gap), line + gap // 2)
@@ -98,11 +101,15 @@ def evolution(
             colour = {True: RIGHT, False: WRONG, None: FAINT}[_verdict(rows["correct"].get(frames[k]["frame"]))]
             draw.rectangle((*at, at[0] + image.width - 1, at[1] + image.height - 1), outline=colour, width=2)
         middle = x + tile + gap + tile // 2
-        box = (middle, y + line + tile + gap, middle + (len(shown) - 1) * (tile + gap), y + line + tile + strip)
+        # Drawn larger, then reduced: Pillow's lines have steps.
+        size = (middle + (len(shown) - 1) * (tile + gap) - x + 2 * gap, strip + gap)
+        curves = Image.new("RGB", (_FINER * size[0], _FINER * size[1]), PAPER)
+        box = tuple(_FINER * v for v in (middle - x, gap, size[0] - 2 * gap, size[1] - gap))
         numbers = [f["frame"] for f in frames]
-        _curve(draw, box, rows["prob"].reindex(numbers).to_numpy(dtype=float), PROBABILITY)
-        if masked:
-            _curve(draw, box, rows["mask_share"].reindex(numbers).to_numpy(dtype=float), ON_OBJECT)
+        for column, colour in (("prob", PROBABILITY), ("mask_share", ON_OBJECT))[: 1 + masked]:
+            values = rows[column].reindex(numbers).to_numpy(dtype=float)
+            _curve(ImageDraw.Draw(curves), box, values, colour)
+        page.paste(curves.resize(size, Image.Resampling.LANCZOS), (x, y + line + tile))
     return page
 
 
@@ -255,21 +262,23 @@ def _in_one_palette(pages: list[Image.Image]) -> list[Image.Image]:
     return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pages]
 
 
-def _legend(draw: ImageDraw.ImageDraw, type_, gap: int, line: int, masked: bool) -> None:
-    x = gap
-    for words, colour in [("probability of the class", PROBABILITY), ("attention on the object", ON_OBJECT)][
-        : 1 + masked
-    ]:
+def _legend(type_, gap: int, line: int, masked: bool) -> Image.Image:
+    entries = [("probability of the class", PROBABILITY), ("attention on the object", ON_OBJECT)][: 1 + masked]
+    widths = [36 + round(type_.getlength(words)) for words, _ in entries]
+    page = Image.new("RGB", (gap + sum(widths), line), PAPER)
+    draw, x = ImageDraw.Draw(page), gap
+    for (words, colour), width in zip(entries, widths, strict=True):
         draw.line((x, line // 2, x + 16, line // 2), colour, 2)
         draw.text((x + 20, 2), words, FAINT, type_)
-        x += 20 + round(type_.getlength(words)) + 16
+        x += width
+    return page
 
 
 def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: np.ndarray, colour: str) -> None:
     "Values 0…1 as a line over the width of `box`, broken where they are undefined; a dot for each of few."
     x0, y0, x1, y1 = box
-    draw.line((x0, y1, max(x0 + 1, x1), y1), "#d0d7de")
-    draw.line((x0, y0, max(x0 + 1, x1), y0), "#eaeef2")
+    draw.line((x0, y1, max(x0 + 1, x1), y1), "#d0d7de", _FINER)
+    draw.line((x0, y0, max(x0 + 1, x1), y0), "#eaeef2", _FINER)
     step = (x1 - x0) / max(1, len(values) - 1)
     points = [
         (x0 + i * step, y1 - float(np.clip(v, 0, 1)) * (y1 - y0)) if np.isfinite(v) else None
@@ -277,9 +286,9 @@ def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: np
     ]
     for part in _unbroken(points):
         if len(part) > 1:
-            draw.line(part, colour, 2, joint="curve")
+            draw.line(part, colour, 2 * _FINER, joint="curve")
         for x, y in part if len(values) <= 2 * _MOST_COLUMNS else part[-1:]:
-            draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), colour)
+            draw.ellipse((x - 2.5 * _FINER, y - 2.5 * _FINER, x + 2.5 * _FINER, y + 2.5 * _FINER), colour)
 
 
 def _unbroken(points: Sequence[tuple[float, float] | None]) -> Iterator[list[tuple[float, float]]]:
