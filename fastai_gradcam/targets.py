@@ -1,19 +1,44 @@
 """Which score is explained: a class, one class per image, several classes, or the caller's own function.
 
-Scores are logits, never probabilities: a softmax that is sure of itself has no gradient left to explain.
+Scores are logits, never probabilities: a softmax that is sure of itself has no gradient left to explain. What a class's
+score is depends on the output: the column of `(N, C)`; of a single score, `(N,)` or `(N, 1)`, the score itself (class 1)
+or its negative (class 0); of a map of classes, `(N, C, *space)`, the class summed over the region where it is predicted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-__all__ = ["Target", "class_targets", "main_output", "scores"]
+__all__ = [
+    "Decided",
+    "Target",
+    "class_scores",
+    "class_targets",
+    "main_output",
+    "predicted",
+    "regions",
+    "scores",
+    "segment",
+]
 
 Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A target that is decided once the output is there.
+
+    `read(output)` gives the scores `(N, C)` to choose from, `pick(scores)` the classes, as `target=` has them.
+    """
+
+    read: Callable[[Any], Tensor]
+    pick: Callable[[Tensor], Any]
 
 
 def main_output(output: Any) -> Tensor:
@@ -32,20 +57,91 @@ def main_output(output: Any) -> Tensor:
     )
 
 
-def class_targets(target: Target, output: Tensor) -> Tensor:
-    """The classes to explain, as a LongTensor `(N,)` or `(N, K)` on `output`'s device.
+def class_scores(output: Tensor) -> Tensor:
+    """One score per image and class, `(N, C)`, from a model's tensor of scores.
 
-    `output`: `(N, C)`. `target`: `None` is each image's predicted class. Raises `ValueError` for an output without
-    classes, a number of targets that is not the batch's, or an index outside of `0…C-1`.
+    `(N, C)` is itself. `(N,)` and `(N, 1)` have two sides: −s is class 0, s is class 1. In `(N, C, *space)` with two or
+    more dimensions of space, each class is summed over its region (`regions`). Raises `ValueError` for other shapes.
     """
-    if output.ndim != 2:
+    output = _two_sided(output)
+    return output if output.ndim == 2 else (output.float() * regions(output)).flatten(2).sum(2)
+
+
+def regions(output: Tensor) -> Tensor:
+    "1 where a class of `(N, C, *space)` scores is the predicted one; a class predicted nowhere has the whole image."
+    mine = _where_predicted(output)
+    nowhere = mine.flatten(2).sum(2).eq(0)
+    return torch.where(nowhere.view(*nowhere.shape, *[1] * (output.ndim - 2)), 1, mine).float()
+
+
+def predicted(output: Tensor) -> Tensor:
+    "Each image's predicted class, LongTensor `(N,)`; of a map of classes, the one with the largest region."
+    output = _two_sided(output.detach())
+    return output.argmax(1) if output.ndim == 2 else _where_predicted(output).flatten(2).sum(2).argmax(1)
+
+
+def _where_predicted(output: Tensor) -> Tensor:
+    return one_hot(output.detach().argmax(1), output.shape[1]).movedim(-1, 1)
+
+
+def _two_sided(output: Tensor) -> Tensor:
+    "Scores as `(N, C)` or `(N, C, *space)` with C ≥ 2."
+    if output.ndim == 1:
+        output = output[:, None]
+    elif output.ndim > 2 and output[0, 0].numel() == 1:
+        output = output.flatten(1)
+    if output.ndim in (0, 3) or output.numel() == 0:
         raise ValueError(
             f"The model's output has shape {tuple(output.shape)}, not (images, classes), so there is no class to "
             "explain; pass target= a callable that takes this output and returns one score per image."
         )
-    n, classes = output.shape
+    return torch.cat([-output, output], 1) if output.shape[1] == 1 else output
+
+
+def segment(classes: int | Sequence[int] | Tensor | None = None, mask: Any = None) -> Callable[[Any], Tensor]:
+    """A target for segmentation: a class summed over the region where it is predicted, or over `mask`.
+
+    `classes`: one class, one per image `(N,)`, or `None` for each image's class with the largest region. `mask`:
+    `(*space)` for all images or `(N, *space)`, booleans or weights, of the output's size. The result takes the model's
+    output, `(N, C, *space)`, and gives `(N,)` scores. Raises `ValueError` for a mask of another size, an output
+    without space, and what `class_targets` raises.
+
+    Vinogradova et al. 2020, Seg-Grad-CAM, https://arxiv.org/abs/2002.11434, eq. 2.
+    """
+    weights = None if mask is None else torch.as_tensor(mask)
+
+    def summed(output: Any) -> Tensor:
+        logits = _two_sided(main_output(output))
+        if logits.ndim < 4:
+            raise ValueError(f"segment() explains an output (N, classes, *space), got {tuple(logits.shape)}.")
+        n, space = len(logits), tuple(logits.shape[2:])
+        if weights is None:
+            where = regions(logits)
+        elif tuple(weights.shape) in (space, (n, *space), (1, *space)):
+            where = weights.to(logits.device).float().expand(n, *space)[:, None]
+        else:
+            raise ValueError(
+                f"mask has shape {tuple(weights.shape)}, but the model's output for {n} images has the size {space}: give "
+                f"one mask {space} for all, or one per image {(n, *space)}."
+            )
+        each = class_targets(classes if classes is not None else predicted(logits), logits)
+        if each.ndim != 1:
+            raise ValueError(f"segment() takes one class, or one per image, got classes of shape {tuple(each.shape)}.")
+        return (logits.float() * where).flatten(2).sum(2).gather(1, each[:, None])[:, 0]
+
+    return summed
+
+
+def class_targets(target: Target, output: Tensor) -> Tensor:
+    """The classes to explain, as a LongTensor `(N,)` or `(N, K)` on `output`'s device.
+
+    `output`: the model's tensor of scores, as `class_scores` takes it. `target`: `None` is each image's predicted class.
+    Raises `ValueError` for an output without classes, a number of targets that is not the batch's, or an index outside
+    of `0…C-1`.
+    """
+    n, classes = _two_sided(output).shape[:2]
     if target is None:
-        return output.detach().argmax(1)
+        return predicted(output)
     try:
         wanted = torch.as_tensor(target, device=output.device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -87,7 +183,11 @@ def scores(output: Any, target: Target, n: int) -> tuple[list[Tensor], Tensor | 
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise ValueError(f"The target callable must return one score per image, shape ({n},), got {got}.")
         return [score.reshape(n)], None
-    logits = main_output(output)
-    classes = class_targets(target, logits)
+    if isinstance(target, Decided):
+        table = target.read(output)
+        classes = class_targets(target.pick(table.detach()), table)
+    else:
+        logits = main_output(output)
+        table, classes = class_scores(logits), class_targets(target, logits)
     each = classes if classes.ndim == 2 else classes[:, None]
-    return [logits.gather(1, each[:, k : k + 1])[:, 0] for k in range(each.shape[1])], classes
+    return [table.gather(1, each[:, k : k + 1])[:, 0] for k in range(each.shape[1])], classes

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastai_gradcam.cam import gradcam
-from fastai_gradcam.targets import class_targets, main_output, scores
+from fastai_gradcam.targets import class_targets, main_output, scores, segment
 
 
 class Says(nn.Module):
@@ -80,23 +80,112 @@ def test_a_callables_score_may_have_a_dimension_of_its_own(tiny_net, x):
     assert torch.equal(column.maps[0], gradcam(tiny_net, x, layer="2", target=1).maps[0])
 
 
-def test_both_sides_of_a_single_logit(tiny_net, x):
-    net = nn.Sequential(*tiny_net, nn.Linear(5, 1))
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("layer", [None, "2"])
+def test_a_single_logit_has_two_sides(tiny_net, x, flat, layer):
+    net = nn.Sequential(*tiny_net, nn.Linear(5, 1), *[nn.Flatten(0)] * flat)
     signed = {
-        side: gradcam(net, x, layer="2", target=lambda o, side=side: side * o, method=lambda A, G: (A * G).sum(1))
-        for side in (1, -1)
+        side: gradcam(net, x, layer=layer, target=side, method=lambda A, G: (A * G.mean((2, 3), True)).sum(1))
+        for side in (0, 1)
     }
-    assert torch.allclose(signed[1].maps[0], -signed[-1].maps[0]) and signed[1].maps[0].abs().max() > 0
+    assert torch.equal(signed[1].maps[0], -signed[0].maps[0]) and signed[1].maps[0].abs().max() > 0
+    score = gradcam(net, x, layer=layer, target=lambda o: o, method=lambda A, G: (A * G.mean((2, 3), True)).sum(1))
+    assert torch.equal(signed[1].maps[0], score.maps[0])
+    both = gradcam(net, x, layer="2", target=[[0, 1]] * 4)
+    assert both.maps[0].shape[1] == 2
 
 
-def test_a_class_summed_over_a_region_of_a_segmentation():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    region = torch.zeros(2, 8, 8)
-    region[0, :3], region[1, :, 5:] = 1, 1
-    made = gradcam(
-        net, torch.randn(2, 3, 8, 8), layer="1", target=lambda o: (o[:, 1] * region).sum((1, 2)), method="hirescam"
-    )
-    assert made.maps[0][0, 3:].eq(0).all() and made.maps[0][1, :, :5].eq(0).all() and made.maps[0].max() > 0
+def test_the_predicted_side_of_a_single_logit_is_that_of_its_sign(tiny_net, x):
+    net = nn.Sequential(*tiny_net, nn.Linear(5, 1))
+    with torch.no_grad():
+        net[-1].bias.sub_(net(x).mean())
+        expected = (net(x)[:, 0] > 0).long()
+    assert gradcam(net, x).target.tolist() == expected.tolist() and 0 < expected.sum() < 4
+
+
+@pytest.mark.parametrize("target", [2, -1])
+def test_a_single_logit_has_no_third_side(tiny_net, x, target):
+    net = nn.Sequential(*tiny_net, nn.Linear(5, 1))
+    with pytest.raises(ValueError, match=f"target {target} is out of range: the model has classes 0 to 1"):
+        gradcam(net, x, layer="2", target=target)
+
+
+# Segmentation
+
+
+@pytest.fixture
+def segmenter():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+
+def _regional(net, x, region):
+    "The class is `region`'s index of the one that is summed, by hand."
+    return gradcam(net, x, layer="1", target=lambda o: (o * region).sum((1, 2, 3)), method="hirescam").maps[0]
+
+
+def test_a_class_of_a_segmentation_is_summed_over_the_region_where_it_is_predicted(segmenter, x):
+    won = segmenter(x).argmax(1)
+    present = [c for c in range(3) if won.eq(c).flatten(1).any(1).all()]
+    assert len(present) > 1
+    for c in present:
+        region = torch.zeros(4, 3, 8, 8)
+        region[:, c] = (won == c).float()
+        made = gradcam(segmenter, x, layer="1", target=c, method="hirescam")
+        assert (
+            torch.allclose(made.maps[0], _regional(segmenter, x, region), atol=1e-6) and made.target.tolist() == [c] * 4
+        )
+        assert made.maps[0][won != c].eq(0).all() and made.maps[0].max() > 0
+
+
+def test_a_class_predicted_nowhere_is_summed_over_the_whole_image(segmenter, x):
+    with torch.no_grad():
+        segmenter[2].bias[1] = -100
+    region = torch.zeros(4, 3, 8, 8)
+    region[:, 1] = 1
+    made = gradcam(segmenter, x, layer="1", target=1, method="hirescam")
+    assert torch.allclose(made.maps[0], _regional(segmenter, x, region), atol=1e-6) and made.maps[0].max() > 0
+
+
+def test_without_a_target_a_segmentations_largest_region_is_explained(segmenter, x):
+    won = segmenter(x).argmax(1)
+    largest = torch.stack([won.eq(c).sum((1, 2)) for c in range(3)], 1).argmax(1)
+    made = gradcam(segmenter, x)
+    assert made.layers == ["2"] and made.target.tolist() == largest.tolist()
+    assert torch.equal(made.maps[0], gradcam(segmenter, x, target=segment()).maps[0])
+
+
+def test_segment_takes_a_mask_for_all_images_or_for_each(segmenter, x):
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    for i in range(4):
+        masks[i, i : i + 3] = True
+    made = gradcam(segmenter, x, layer="1", target=segment(1, masks), method="hirescam").maps[0]
+    assert made[~masks].eq(0).all() and made.max() > 0
+    alone = gradcam(segmenter, x, layer="1", target=segment(1, masks[2].numpy()), method="hirescam").maps[0]
+    assert torch.allclose(alone[2], made[2]) and alone[:, ~masks[2]].eq(0).all()
+    each = gradcam(segmenter, x, layer="1", target=segment([0, 1, 2, 1], masks), method="hirescam").maps[0]
+    assert torch.allclose(each[3], made[3]) and torch.allclose(each[1], made[1])
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (3, 8, 8), (8, 8, 1)])
+def test_a_mask_of_another_size_is_told_the_outputs(segmenter, x, shape):
+    with pytest.raises(
+        ValueError, match=r"mask has shape .* output for 4 images has the size \(8, 8\).*\(4, 8, 8\)"
+    ) as error:
+        gradcam(segmenter, x, target=segment(1, torch.ones(shape)))
+    assert str(shape) in str(error.value)
+
+
+def test_segment_on_an_output_without_space_says_so(tiny_net, x):
+    with pytest.raises(ValueError, match=r"segment\(\) explains an output \(N, classes, \*space\), got \(4, 5\)"):
+        gradcam(tiny_net, x, target=segment(1))
+    with pytest.raises(ValueError, match="target 7 is out of range"):
+        gradcam(nn.Conv2d(3, 3, 1), x, target=segment(7))
+
+
+def test_an_output_of_one_cell_is_a_classifiers(tiny_net, x):
+    net = nn.Sequential(*tiny_net[:6], nn.Conv2d(6, 5, 1))
+    assert gradcam(net, x, target=3).maps[0].shape == (4, 4, 4)
+    assert torch.equal(gradcam(net, x).target, net(x).flatten(1).argmax(1))
 
 
 Pair = namedtuple("Pair", "logits aux")
@@ -169,18 +258,32 @@ def test_no_class_at_all_is_an_error(tiny_net, x):
         gradcam(tiny_net, x, layer="2", target=torch.zeros(4, 0).long())
 
 
-@pytest.mark.parametrize("shape", [(4, 5, 8, 8), (4,)])
+@pytest.mark.parametrize("shape", [(4, 5, 8), (), (4, 0)])
 def test_an_output_without_classes_asks_for_a_callable(shape):
     with pytest.raises(ValueError, match="no class to explain; pass target= a callable") as error:
         class_targets(None, torch.zeros(shape))
     assert str(shape) in str(error.value)
 
 
-def test_a_segmentation_without_a_callable_says_so_through_gradcam():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
-    for layer in (None, "0"):
-        with pytest.raises(ValueError, match=r"output has shape \(2, 2, 6, 6\), not \(images, classes\)"):
-            gradcam(net, torch.randn(2, 3, 8, 8), layer=layer)
+class Boxes(nn.Module):
+    "A detector's output: for each image, boxes with four numbers."
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 20)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3))).unflatten(1, (5, 4))
+
+
+def test_an_output_with_no_classes_and_no_callable_says_so_through_gradcam():
+    for layer in (None, "conv"):
+        with pytest.raises(
+            ValueError, match=r"output has shape \(2, 5, 4\), not \(images, classes\).*target= a callable"
+        ):
+            gradcam(Boxes(), torch.randn(2, 3, 8, 8), layer=layer)
+        made = gradcam(Boxes(), torch.randn(2, 3, 8, 8), layer=layer, target=lambda boxes: boxes[:, 0, 0])
+        assert made.layers == ["conv"]
 
 
 def test_an_output_that_is_no_tensor_is_named(tiny_net, x):
