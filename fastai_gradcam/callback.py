@@ -34,6 +34,7 @@ from .data import class_index, for_model, probabilities, vocabulary
 from .guard import unchanged
 from .layers import unwrap
 from .learner import resolve_layer
+from .loggers import loggers_of
 from .masks import Masks
 from .measures import measure
 from .methods import resolve_method
@@ -76,7 +77,8 @@ class GradCAMCallback(Callback):
     - `path`: the folder of runs (default `learn.path/"gradcam"`); `name`: the run's folder in it (default: the time).
       A name that exists is refused unless `resume=True`, which goes on with that run.
     - `show`: show each grid under the progress table (default: in a notebook).
-    - `loggers`: callables `(run, frame)`, called after each frame with the `Run` and the frame's entry in it.
+    - `loggers`: callables `(run, frame)`, called after each frame with the `Run` and the frame's entry in it, such as
+      those of `fastai_gradcam.loggers`. fastai's own `TensorBoardCallback` and `WandbCallback` get frames by themselves.
     - `on_error`: `"warn"` turns a failure during training into one warning and a failed frame, `"raise"` raises it.
 
     Raises `ValueError` or `TypeError` before the first batch where a setting does not fit the learner.
@@ -392,7 +394,7 @@ class GradCAMCallback(Callback):
         if failure is not None:
             self._failed(f"frame {frame.frame}", failure)
         else:
-            for logger in self._settings["loggers"] or ():
+            for logger in [*(self._settings["loggers"] or ()), *loggers_of(self.learn)]:
                 self._log(logger, frame)
         self._report_errors()
         if self._shown is not None and not frame.error:

@@ -1,0 +1,84 @@
+"""Frames in TensorBoard and Weights & Biases: as loggers of your own choice, and beside fastai's callbacks by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .run import Run
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
+
+__all__ = ["TensorBoardLogger", "WandbLogger", "loggers_of", "mean_numbers"]
+
+Logger = Callable[[Run, dict], None]
+
+NUMBERS = ("prob", "loss", "evidence", "entropy", "concentration", "border_share", "centroid_shift", "similarity_prev")
+
+
+def mean_numbers(run: Run, frame: dict[str, Any]) -> dict[str, float]:
+    "The panel's means of a frame's numbers, those that are defined, and with masks the share on the object."
+    rows = run.history
+    rows = rows[rows["frame"] == frame["frame"]]
+    means = {name: rows[name].mean() for name in (*NUMBERS, "mask_share")}
+    return {name: float(mean) for name, mean in means.items() if np.isfinite(mean)}
+
+
+class TensorBoardLogger:
+    """A logger that writes each frame's grid and mean numbers as TensorBoard events, under the tag `gradcam/…`.
+
+    `writer`: a `SummaryWriter`, or a folder for a new one (needs the package tensorboard). `step`: a function that
+    gives the step to log under; default the frame's number.
+    """
+
+    def __init__(self, writer: Any, step: Callable[[], int] | None = None):
+        if isinstance(writer, (str, Path)):
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(log_dir=str(writer))
+        self.writer, self.step = writer, step
+
+    def __call__(self, run: Run, frame: dict[str, Any]) -> None:
+        step = self.step() if self.step is not None else frame["frame"]
+        self.writer.add_image("gradcam/grid", np.asarray(run.grid(frame["frame"])), step, dataformats="HWC")
+        for name, mean in mean_numbers(run, frame).items():
+            self.writer.add_scalar(f"gradcam/{name}", mean, step)
+        self.writer.flush()
+
+
+class WandbLogger:
+    """A logger that logs each frame's grid and mean numbers to Weights & Biases, under `gradcam/…`.
+
+    `wandb_run`: the run to log to, default the one that `wandb.init()` began. `step`: a function that gives the step to
+    log under; default W&B's own. Raises `ValueError` where there is no run to log to.
+    """
+
+    def __init__(self, wandb_run: Any = None, step: Callable[[], int] | None = None):
+        self.wandb_run, self.step = wandb_run, step
+
+    def __call__(self, run: Run, frame: dict[str, Any]) -> None:
+        import wandb
+
+        target = self.wandb_run if self.wandb_run is not None else wandb.run
+        if target is None:
+            raise ValueError("There is no W&B run to log to: call wandb.init() first.")
+        logged: dict[str, Any] = {f"gradcam/{k}": v for k, v in mean_numbers(run, frame).items()}
+        logged["gradcam/grid"] = wandb.Image(run.grid(frame["frame"]))
+        target.log(logged, **({} if self.step is None else {"step": self.step()}))
+
+
+def loggers_of(learn: Learner) -> list[Logger]:
+    "Loggers for fastai's own `TensorBoardCallback` and `WandbCallback` on `learn`, under their steps."
+    found: list[Logger] = []
+    for cb in learn.cbs:
+        # By name: importing fastai's modules would import tensorboard and wandb.
+        kinds = {c.__name__ for c in type(cb).__mro__}
+        if "TensorBoardCallback" in kinds and getattr(cb, "writer", None) is not None:
+            found.append(TensorBoardLogger(cb.writer, lambda: learn.train_iter))
+        elif "WandbCallback" in kinds:
+            found.append(WandbLogger(step=lambda cb=cb: max(0, cb._wandb_step)))
+    return found

@@ -1,0 +1,157 @@
+"""TensorBoard and Weights & Biases, with the real packages and their real files."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from training import Quiet, differences, left_by, one_thread, tiny_learner  # noqa: F401
+
+from fastai_gradcam import GradCAMCallback
+from fastai_gradcam.loggers import TensorBoardLogger, WandbLogger, mean_numbers
+
+
+def fitted(folder, path, *cbs, **settings):
+    with Quiet():
+        learn = tiny_learner(folder, path, cbs=[*cbs, GradCAMCallback(n=3, **settings)])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2)
+    return learn
+
+
+def events(folder):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    return read.Reload()
+
+
+def assert_frames_are_in(read, run, steps):
+    images = read.Images("gradcam/grid")
+    assert [i.step for i in images] == steps
+    for image, frame in zip(images, run.frames, strict=True):
+        logged = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB"))
+        assert np.array_equal(logged, np.asarray(run.grid(frame["frame"])))
+        for name, mean in mean_numbers(run, frame).items():
+            value = next(s.value for s in read.Scalars(f"gradcam/{name}") if s.step == steps[frame["frame"]])
+            assert value == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_tensorboard_logger_writes_each_frame_and_its_means(image_folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    learn = fitted(image_folder, tmp_path, loggers=[TensorBoardLogger(tmp_path / "tb")])
+    assert_frames_are_in(events(tmp_path / "tb"), learn.grad_cam.run, [0, 1, 2])
+
+
+def test_beside_fastais_tensorboard_callback_frames_go_there_under_its_steps(image_folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    from fastai.callback.tensorboard import TensorBoardCallback
+
+    tensorboard = TensorBoardCallback(tmp_path / "tb", trace_model=False, log_preds=False)
+    learn = fitted(image_folder, tmp_path, tensorboard)
+    batches = len(learn.dls.train)
+    read = events(tmp_path / "tb")
+    assert_frames_are_in(read, learn.grad_cam.run, [0, batches, 2 * batches])
+    assert [s.step for s in read.Scalars("valid_loss")] == [batches, 2 * batches]
+
+
+def records(file):
+    "The records of W&B's own file: a LevelDB log (blocks of 32 KiB, fragments with a header of 7 bytes) behind a header."
+    data, at, record = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last fragment
+            yield record
+            record = b""
+
+
+def wandb_rows(folder):
+    "(step, values) of each row of history in an offline run of W&B."
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    rows = []
+    for data in records(next(folder.rglob("*.wandb"))):
+        record = Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            values = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+            rows.append((values.get("_step"), values))
+    return rows
+
+
+@pytest.fixture
+def offline_wandb(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = wandb.init(mode="offline", dir=str(tmp_path / "wandb"), project="gradcam", settings={"console": "off"})
+    yield run
+    wandb.finish()
+
+
+def assert_frames_are_logged(rows, run):
+    logged = [values for _, values in rows if any(k.startswith("gradcam/grid") for k in values)]
+    assert len(logged) == len(run.frames)
+    for values, frame in zip(logged, run.frames, strict=True):
+        for name, mean in mean_numbers(run, frame).items():
+            assert values[f"gradcam/{name}"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_wandb_logger_logs_each_frame_and_its_means(image_folder, tmp_path, offline_wandb):
+    learn = fitted(image_folder, tmp_path, loggers=[WandbLogger()])
+    offline_wandb.finish()
+    assert_frames_are_logged(wandb_rows(tmp_path / "wandb"), learn.grad_cam.run)
+    pictures = list((tmp_path / "wandb").rglob("media/images/gradcam/*.png"))
+    assert len(pictures) == 3
+    sizes = {Image.open(p).size for p in pictures}
+    assert sizes == {learn.grad_cam.run.grid(0).size, learn.grad_cam.run.grid(1).size}
+
+
+def test_beside_fastais_wandb_callback_frames_go_there_by_themselves(
+    image_folder, tmp_path, offline_wandb, monkeypatch
+):
+    import fastai.callback.wandb
+    from fastai.callback.wandb import WandbCallback
+
+    # fastai 2.8 fails to write down the learner's settings under recent fastcore; that has no part in this.
+    monkeypatch.setattr(fastai.callback.wandb, "_format_config", lambda config: None)
+    learn = fitted(image_folder, tmp_path, WandbCallback(log_preds=False))
+    offline_wandb.finish()
+    rows = wandb_rows(tmp_path / "wandb")
+    assert_frames_are_logged(rows, learn.grad_cam.run)
+    last_frame = max(step for step, values in rows if "gradcam/prob" in values)
+    assert last_frame == max(step for step, values in rows if "valid_loss" in values)
+
+
+def test_a_logger_that_fails_is_a_warning_and_the_weights_are_the_same(image_folder, tmp_path):
+    def broken(run, frame):
+        raise ConnectionError("the network is down")
+
+    with Quiet():
+        plain = tiny_learner(image_folder, tmp_path / "plain")
+        with plain.no_bar(), plain.no_logging():
+            plain.fit(2)
+    with pytest.warns(UserWarning, match=r"logger broken at frame 0 failed.*the network is down"):
+        learn = tiny_learner(image_folder, tmp_path / "watched", cbs=GradCAMCallback(n=3, loggers=broken))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2)
+    assert [f["status"] for f in learn.grad_cam.run.frames] == ["ok"] * 3
+    learn.remove_cb(GradCAMCallback)
+    assert not differences(left_by(plain), left_by(learn))
+
+
+def test_neither_package_is_imported_until_it_is_used():
+    code = (
+        "import sys; from fastai.vision.all import *; before = set(sys.modules);"
+        "from fastai_gradcam import *; import fastai_gradcam.loggers;"
+        "sys.exit(any(m.split('.')[0] in ('tensorboard', 'wandb') for m in set(sys.modules) - before))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
