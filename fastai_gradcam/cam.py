@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .forward import channel_weights, map_tensors
 from .guard import evaluating
 from .hooks import Restart
 from .layers import Layer, Reshape, default_layer, named_layers, spatial, unwrap
 from .methods import Method, resolve_method
+from .smoothing import noisy_copies, views
 from .targets import Target, scores
 
 __all__ = ["CAMs", "gradcam"]
@@ -48,7 +50,7 @@ def gradcam(
     *,
     layer: Layer = None,
     target: Target = None,
-    method: str | Callable[[Tensor, Tensor], Tensor] = "gradcam",
+    method: str | Method | Callable[[Tensor, Tensor], Tensor] = "gradcam",
     reshape: Reshape | None = None,
 ) -> CAMs:
     """Class activation maps of `x`, and nothing about `model` changed.
@@ -57,12 +59,13 @@ def gradcam(
     - `layer`: `None` (the last with space that takes part in the score), a module, a dotted name, or a list of these.
     - `target`: `None` (each image's predicted class), an int, a LongTensor `(N,)` (one class per image) or `(N, K)`
       (K classes per image), or a callable `output -> (N,)` scores. Logits are explained, never probabilities.
-    - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps` on
+    - `method`: a name in `fastai_gradcam.methods.methods`, which may end in `+noise`, `+aug` or `+eigen`; what
+      `smoothed`, `augmented` or `eigen` there makes of a method; or a callable `(activations, gradients) -> maps` on
       `(N, C, *space)` tensors.
     - `reshape`: a callable from the layer's output to `(N, C, *space)`, where the default reads it wrongly.
 
     Runs in evaluation mode: one forward pass, and one backward pass per class from the score to the earliest layer
-    asked for. An outer `no_grad` or a frozen body is no obstacle. Raises `ValueError` or `TypeError` for a layer,
+    asked for; `scorecam` and `ablationcam` make none backward and up to one forward per channel. An outer `no_grad` or a frozen body is no obstacle. Raises `ValueError` or `TypeError` for a layer,
     target or method that does not exist or does not fit, before or after the forward pass.
 
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; the other methods name theirs.
@@ -77,20 +80,11 @@ def gradcam(
             chosen = [default_layer(net, few, net, lambda output: _sum(scores(output, of, len(few))[0]), of)]
         else:
             chosen = named_layers(net, layer)
-        output, acts, per_score, classes = _differentiate(net, x, chosen, target)
-    maps, negative = [], []
-    for i, (name, _) in enumerate(chosen):
-        to_space = spatial(acts[i], x.shape, reshape)
-        if to_space is None:
-            raise ValueError(
-                f"The output of layer {name!r} has shape {tuple(acts[i].shape)} for an input {tuple(x.shape)}: it has no "
-                "space to map. Choose an earlier layer, or say with reshape= how it maps to (N, C, *space)."
-            )
-        made = [_map(how, to_space(acts[i]), to_space(grads[i]), name) for grads in per_score]
-        several = classes is not None and classes.ndim == 2
-        maps.append(torch.stack([m for m, _ in made], 1) if several else made[0][0])
-        negative.append(torch.stack([s for _, s in made], 1) if several else made[0][1])
-    return CAMs(maps, [name for name, _ in chosen], _detached(output), classes, negative)
+        output, classes, signed = _signed_maps(net, x, chosen, target, how, reshape)
+    several = classes is not None and classes.ndim == 2
+    made = [torch.stack(each, 1) if several else each[0] for each in signed]
+    negative = [_negative_share(m, 2 if several else 1) for m in made]
+    return CAMs([m.relu() if how.relu else m for m in made], [name for name, _ in chosen], output, classes, negative)
 
 
 def _as_batch(x: Tensor) -> Tensor:
@@ -106,8 +100,50 @@ def _sum(each: list[Tensor]) -> Tensor:
     return torch.stack([s.sum() for s in each]).sum()
 
 
-def _differentiate(net: nn.Module, x: Tensor, chosen, target: Target):
-    "Output, activations per layer, gradients per score and layer, and the classes explained."
+def _signed_maps(net: nn.Module, x: Tensor, chosen, target: Target, how: Method, reshape: Reshape | None):
+    "The output, the classes explained, and for each layer the maps `(N, *space)` of each score, before the ReLU."
+
+    def space(name: str, raw: Tensor) -> Reshape:
+        to_space = spatial(raw, x.shape, reshape)
+        if to_space is None:
+            raise ValueError(
+                f"The output of layer {name!r} has shape {tuple(raw.shape)} for an input {tuple(x.shape)}: it has no "
+                "space to map. Choose an earlier layer, or say with reshape= how it maps to (N, C, *space)."
+            )
+        return to_space
+
+    def look(x: Tensor, target: Target):
+        if how.weigh:
+            with torch.no_grad():
+                return channel_weights(net, x, chosen, target, how.weigh, space)
+        return _gradients(net, x, chosen, target, space)
+
+    output, views_signed = None, []
+    changed = list(views(x)) if how.augment else [(x, lambda made: made)]
+    for view, back in changed:
+        seen, classes, activations, evidence = look(view, target)
+        if not views_signed:
+            output = map_tensors(Tensor.detach, seen)
+            # Changed copies may be taken for another class: they are asked about that of the image as it is.
+            target = target if classes is None else classes
+        copies = [evidence]
+        if how.noise:
+            copies = [look(noisy, target)[-1] for noisy in noisy_copies(view, *how.noise)]
+        signed = [
+            [back(_map(how, A, Gs, name)) for Gs in zip(*(copy[i] for copy in copies), strict=True)]
+            for i, ((name, _), A) in enumerate(zip(chosen, activations, strict=True))
+        ]
+        views_signed.append(signed)
+    if len(changed) > 1:
+        signed = [
+            [torch.stack(same).mean(0) for same in zip(*layer, strict=True)]
+            for layer in zip(*views_signed, strict=True)
+        ]
+    return output, classes, signed
+
+
+def _gradients(net: nn.Module, x: Tensor, chosen, target: Target, space):
+    "The output, the classes explained, each layer's activations, and its gradients per score, `(N, C, *space)`."
     modules = [module for _, module in chosen]
     # A network that turns gradients off by itself (a body under `no_grad`), or whose fast path skips its modules,
     # hides the layer from the first try; the second runs with gradients on throughout.
@@ -139,35 +175,25 @@ def _differentiate(net: nn.Module, x: Tensor, chosen, target: Target):
                     "score is computed from."
                 )
         per_score.append(grads)
-    return output, [t.detach() for t in restart.outputs], per_score, classes
+    to_space = [space(name, t.detach()) for (name, _), t in zip(chosen, restart.outputs, strict=True)]
+    activations = [to(t.detach()).float() for to, t in zip(to_space, restart.outputs, strict=True)]
+    return output, classes, activations, [[to(gs[i]).float() for gs in per_score] for i, to in enumerate(to_space)]
 
 
-def _map(how: Method, A: Tensor, G: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    "The map of one score at one layer, and the share of its mass that was negative."
+def _map(how: Method, A: Tensor, Gs: Sequence[Tensor], name: str) -> Tensor:
     with torch.no_grad():
-        A, G = A.float(), G.float()
-        signed = how.signed(A, G)
-        wanted = (len(A), *A.shape[2:])
-        if not isinstance(signed, Tensor) or tuple(signed.shape) != wanted:
-            got = tuple(signed.shape) if isinstance(signed, Tensor) else type(signed).__name__
-            raise ValueError(
-                f"Method {how.name!r} must return maps of shape {wanted} for activations {tuple(A.shape)} of layer "
-                f"{name!r}, got {got}."
-            )
-        mass = signed.abs().flatten(1).sum(1)
-        negative = (-signed).relu().flatten(1).sum(1)
-        return signed.relu() if how.relu else signed, negative / torch.where(mass > 0, mass, torch.nan)
-
-
-def _detached(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, (tuple, list)):
-        return (
-            type(output)(*map(_detached, output))
-            if hasattr(output, "_fields")
-            else type(output)(map(_detached, output))
+        signed = how.signed(A, *Gs)
+    wanted = (len(A), *A.shape[2:])
+    if not isinstance(signed, Tensor) or tuple(signed.shape) != wanted:
+        got = tuple(signed.shape) if isinstance(signed, Tensor) else type(signed).__name__
+        raise ValueError(
+            f"Method {how.name!r} must return maps of shape {wanted} for activations {tuple(A.shape)} of layer "
+            f"{name!r}, got {got}."
         )
-    if isinstance(output, dict):
-        return type(output)({k: _detached(v) for k, v in output.items()})
-    return output
+    return signed
+
+
+def _negative_share(signed: Tensor, lead: int) -> Tensor:
+    flat = signed.flatten(lead)
+    mass = flat.abs().sum(-1)
+    return (-flat).relu().sum(-1) / torch.where(mass > 0, mass, torch.nan)

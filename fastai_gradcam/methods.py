@@ -1,38 +1,96 @@
 """Maps from activations and gradients: one pure function per paper, and their registry.
 
-To add a method, write its map before the final ReLU under its formula:
+To add a method, write each channel's contribution to its map under its formula:
 
     @register("mymethod")
     def mymethod(A, G):
         "ReLU(Σ_k …). Author et al., year, equation."
-        return (G * A).sum(1)
+        return G * A
 
 `A` and `G` are float32 tensors `(N, C, *space)`: the activations of a layer, and the gradient of each image's score
-with respect to them. The result is `(N, *space)`. The engine applies the ReLU, and counts what it cut off.
+with respect to them. The result is `(N, C, *space)`, which the engine sums over the channels (or takes the principal
+component of), or the finished sum `(N, *space)`. The engine applies the ReLU, and counts what it cut off.
+
+A method without gradients gives weights instead: `register_weights`, below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .suggest import one_of
 
-__all__ = ["Method", "methods", "register", "resolve_method"]
+if TYPE_CHECKING:
+    from .forward import Probe
+
+__all__ = [
+    "Method",
+    "augmented",
+    "eigen",
+    "fuse",
+    "methods",
+    "register",
+    "register_weights",
+    "resolve_method",
+    "smoothed",
+]
 
 MapFunction = Callable[[Tensor, Tensor], Tensor]
+WeightFunction = Callable[[Tensor, "Probe"], Tensor]
+
+
+def _sum_of_channels(parts: Tensor) -> Tensor:
+    return parts.sum(1)
 
 
 @dataclass(frozen=True)
 class Method:
-    "A named method: `signed(A, G)` is the map before its final ReLU, calling it applies the ReLU."
+    """A named method: `signed(A, G)` is the map before its final ReLU, calling it applies the ReLU.
+
+    `parts(A, G)`: the contributions `(N, C, *space)`, which `collect` makes a map of; with `collect=None` `parts` is
+    the map. `weigh(A, probe)`: for a method without gradients, the channels' weights that take the place of `G`.
+    `averaged(A, Gs)`: the contributions from the gradients `(n, N, C, *space)` of n noisy copies, where they are not
+    `parts` of the mean gradient. `noise`: (share of the image's range, number of copies). `augment`: average over
+    flips and brightness.
+    """
 
     name: str
-    signed: MapFunction
+    parts: MapFunction
     relu: bool = True
+    collect: Callable[[Tensor], Tensor] | None = _sum_of_channels
+    weigh: WeightFunction | None = None
+    averaged: MapFunction | None = None
+    noise: tuple[float, int] | None = None
+    augment: bool = False
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def signed(self, A: Tensor, *Gs: Tensor) -> Tensor:
+        "The map before the ReLU, `(N, *space)`, from the gradient or from those of several noisy copies."
+        if len(Gs) == 1:
+            parts = self.parts(A, Gs[0])
+        elif self.averaged:
+            parts = self.averaged(A, torch.stack(Gs))
+        else:
+            parts = self.parts(A, torch.stack(Gs).mean(0))
+        if self.collect is None or not isinstance(parts, Tensor):
+            return parts
+        if parts.ndim == A.ndim:
+            return self.collect(parts)
+        if self.collect is not _sum_of_channels:
+            raise ValueError(
+                f"Method {self.name!r} needs each channel's contribution, (N, C, *space), got {tuple(parts.shape)}: a "
+                "map that is summed already has no principal component."
+            )
+        return parts
 
     def __call__(self, A: Tensor, G: Tensor) -> Tensor:
         signed = self.signed(A, G)
@@ -42,50 +100,126 @@ class Method:
 methods: dict[str, Method] = {}
 
 
-def register(name: str) -> Callable[[MapFunction], MapFunction]:
-    "Decorator: make `signed(A, G)` available as `method=name`."
+def register(name: str, **how) -> Callable[[MapFunction], MapFunction]:
+    "Decorator: make `parts(A, G)` available as `method=name`; `how`: other fields of `Method`."
 
-    def add(signed: MapFunction) -> MapFunction:
-        methods[name] = Method(name, signed)
-        return signed
+    def add(parts: MapFunction) -> MapFunction:
+        methods[name] = Method(name, parts, **how)
+        return parts
 
     return add
 
 
-def resolve_method(method: str | MapFunction) -> Method:
+def register_weights(name: str) -> Callable[[WeightFunction], WeightFunction]:
+    """Decorator: make `weigh(A, probe)`, which needs no gradient, available as `method=name`.
+
+    `A`: one image's activations `(C, *space)`. `probe` (see `fastai_gradcam.forward`) tells what the K scores become
+    when the image or its activations are changed. The result is `(K, C)`, the map ReLU(Σ_k w_k A_k).
+    """
+
+    def add(weigh: WeightFunction) -> WeightFunction:
+        methods[name] = Method(name, lambda A, weights: weights * A, weigh=weigh)
+        return weigh
+
+    return add
+
+
+def resolve_method(method: str | Method | MapFunction) -> Method:
     """The `Method` that `method` names, or a wrapper around the caller's own function.
 
-    A callable's map is taken as it is, without a ReLU. Raises `ValueError` for an unknown name, with the nearest.
+    A name may end in `+noise`, `+aug` and `+eigen`: `smoothed`, `augmented`, `eigen` with their defaults. A callable's
+    map is taken as it is, without a ReLU. Raises `ValueError` for an unknown name, with the nearest.
     """
     if isinstance(method, Method):
         return method
     if isinstance(method, str):
-        if method not in methods:
-            raise ValueError(one_of("method", method, list(methods)))
-        return methods[method]
+        if method in methods:
+            return methods[method]
+        base, plus, option = method.rpartition("+")
+        if option in _options:
+            return _options[option](base)
+        if base in methods and option:
+            raise ValueError(one_of("method option", plus + option, [f"+{o}" for o in _options]))
+        raise ValueError(one_of("method", method, list(methods)))
     if callable(method):
-        return Method(getattr(method, "__name__", "custom"), method, relu=False)
+        return Method(getattr(method, "__name__", "custom"), method, relu=False, collect=None)
     raise TypeError(
         f"method must be a name ({', '.join(methods)}) or a callable (activations, gradients) -> maps, got {method!r}."
     )
+
+
+# Options of any method
+
+
+def smoothed(method: str | Method | MapFunction, noise: float = 0.15, n: int = 8) -> Method:
+    """`method` with the gradients averaged over `n` noisy copies of the image, and the activations of the clean one.
+
+    `noise`: standard deviation of the Gaussian noise, as a share of the image's range of values. The noise is the same
+    in every call. Of `gradcam++` the second and third derivatives are averaged, too: that is Smooth Grad-CAM++, the
+    method `"smoothgradcam++"`. Of a method without gradients the weights are. Costs `n` more passes of the method.
+
+    Smilkov et al. 2017, SmoothGrad, eq. 1; Omeiza et al. 2019, Smooth Grad-CAM++.
+    """
+    if not noise > 0 or not isinstance(n, int) or n < 1:
+        raise ValueError(f"smoothed needs noise > 0 and a whole number n ≥ 1 of copies, got noise={noise!r}, n={n!r}.")
+    method = resolve_method(method)
+    how = "" if (noise, n) == (0.15, 8) else f"({noise:g}, {n})"
+    return replace(method, name=f"{method.name}+noise{how}", noise=(float(noise), n))
+
+
+def augmented(method: str | Method | MapFunction) -> Method:
+    """`method` averaged over six views: the image and its mirror image, each at 1, 0.9 and 1.1 times its values.
+
+    The maps are averaged in units of the score and before the ReLU, each turned back. A score that looks at places (a
+    segmentation's region) sees the mirror image as it is. After `aug_smooth` of pytorch-grad-cam, which averages maps
+    that are scaled to 0…1 one by one. Costs five more passes of the method.
+    """
+    method = resolve_method(method)
+    return replace(method, name=f"{method.name}+aug", augment=True)
+
+
+def eigen(method: str | Method | MapFunction) -> Method:
+    """`method` with the first principal component of its channels' contributions in place of their sum.
+
+    Smooths: what only a few channels see is left out. `eigen("hirescam")` is EigenGradCAM. After `eigen_smooth` of
+    pytorch-grad-cam; the component and its sign are those of Eigen-CAM, see `eigencam`.
+    """
+    method = resolve_method(method)
+    return replace(method, name=f"{method.name}+eigen", collect=_first_component)
+
+
+_options: dict[str, Callable[[str], Method]] = {"noise": smoothed, "aug": augmented, "eigen": eigen}
+
+
+# With gradients
 
 
 def _over_space(x: Tensor) -> tuple[int, ...]:
     return tuple(range(2, x.ndim))
 
 
-def _weighted(A: Tensor, weights: Tensor) -> Tensor:
-    "Σ_k w_k A_k for weights `(N, C, 1, …)`."
-    return (weights * A).sum(1)
-
-
 @register("gradcam")
 def gradcam(A: Tensor, G: Tensor) -> Tensor:
     "ReLU(Σ_k (1/Z Σ_ij g_kij) A_k). Selvaraju et al. 2017, Grad-CAM, eq. 1 and 2."
-    return _weighted(A, G.mean(_over_space(G), keepdim=True))
+    return G.mean(_over_space(G), keepdim=True) * A
 
 
-@register("gradcam++")
+def smooth_gradcam_plus_plus(A: Tensor, Gs: Tensor) -> Tensor:
+    """ReLU(Σ_k w_k A_k), w_k = Σ_ij a·ReLU(D¹), a = D² / (2D² + (Σ_ab A_kab) D³), D^p: the mean of g^p over the copies.
+
+    Omeiza et al. 2019, Smooth Grad-CAM++, with D² in the numerator of a, where the paper has D¹: so that it is
+    Grad-CAM++ for a single copy.
+    """
+    # In units of each image's largest gradient: g³ underflows in float32 where the quotient is fine.
+    unit = Gs.abs().amax((0, *range(2, Gs.ndim)), keepdim=True)[0]
+    u = Gs / torch.where(unit > 0, unit, 1)
+    D2, D3 = (u**2).mean(0), (u**3).mean(0) * unit
+    denominator = 2 * D2 + A.sum(_over_space(A), keepdim=True) * D3
+    a = torch.where(denominator != 0, D2 / torch.where(denominator != 0, denominator, 1), 0)
+    return (a * Gs.mean(0).relu()).sum(_over_space(A), keepdim=True) * A
+
+
+@register("gradcam++", averaged=smooth_gradcam_plus_plus)
 def gradcam_plus_plus(A: Tensor, G: Tensor) -> Tensor:
     """ReLU(Σ_k w_k A_k), w_k = Σ_ij a·ReLU(g), a = g² / (2g² + (Σ_ab A_kab) g³), 0 where g = 0.
 
@@ -96,7 +230,7 @@ def gradcam_plus_plus(A: Tensor, G: Tensor) -> Tensor:
     # g² is divided out of numerator and denominator: g³ underflows in float32 where the quotient is fine.
     denominator = 2 + total * G
     a = torch.where((G != 0) & (denominator != 0), 1 / torch.where(denominator != 0, denominator, 1), 0)
-    return _weighted(A, (a * G.relu()).sum(_over_space(G), keepdim=True))
+    return (a * G.relu()).sum(_over_space(G), keepdim=True) * A
 
 
 @register("xgradcam")
@@ -104,41 +238,25 @@ def xgradcam(A: Tensor, G: Tensor) -> Tensor:
     "ReLU(Σ_k w_k A_k), w_k = Σ_ij g·A / Σ_ab A, 0 where Σ A = 0. Fu et al. 2020, XGrad-CAM, eq. 8."
     total = A.sum(_over_space(A), keepdim=True)
     weighted = (G * A).sum(_over_space(A), keepdim=True)
-    return _weighted(A, torch.where(total != 0, weighted / torch.where(total != 0, total, 1), 0))
+    return torch.where(total != 0, weighted / torch.where(total != 0, total, 1), 0) * A
 
 
 @register("hirescam")
 def hirescam(A: Tensor, G: Tensor) -> Tensor:
     "ReLU(Σ_k g_k ⊙ A_k). Draelos & Carin 2020, HiResCAM, eq. 3."
-    return (G * A).sum(1)
+    return G * A
 
 
 @register("layercam")
 def layercam(A: Tensor, G: Tensor) -> Tensor:
     "ReLU(Σ_k ReLU(g_k) ⊙ A_k). Jiang et al. 2021, LayerCAM, eq. 5 and 6."
-    return (G.relu() * A).sum(1)
+    return G.relu() * A
 
 
 @register("gradcam_elementwise")
 def gradcam_elementwise(A: Tensor, G: Tensor) -> Tensor:
     "Σ_k ReLU(g_k ⊙ A_k). pytorch-grad-cam, GradCAMElementWise."
-    return (G * A).relu().sum(1)
-
-
-@register("eigencam")
-def eigencam(A: Tensor, G: Tensor) -> Tensor:
-    """ReLU of the projection of A on the first right singular vector of A as a (Z × C) matrix, per image.
-
-    Muhammad & Yeasin 2020, Eigen-CAM, eq. 2 to 4. The sign of a singular vector is arbitrary: the one is taken under
-    which the projection's sum is not negative.
-    """
-    return _first_component(A)
-
-
-@register("eigengradcam")
-def eigengradcam(A: Tensor, G: Tensor) -> Tensor:
-    "ReLU of the first principal component of g ⊙ A, as in `eigencam`. pytorch-grad-cam, EigenGradCAM."
-    return _first_component(G * A)
+    return (G * A).relu()
 
 
 def _first_component(x: Tensor) -> Tensor:
@@ -149,3 +267,103 @@ def _first_component(x: Tensor) -> Tensor:
     projection = u[:, :, 0] * s[:, :1]
     sign = torch.where(projection.sum(1, keepdim=True) < 0, -1.0, 1.0)
     return (projection * sign).unflatten(1, x.shape[2:])
+
+
+@register("eigencam", collect=_first_component)
+def eigencam(A: Tensor, G: Tensor) -> Tensor:
+    """ReLU of the projection of A on the first right singular vector of A as a (Z × C) matrix, per image.
+
+    Muhammad & Yeasin 2020, Eigen-CAM, eq. 2 to 4. The sign of a singular vector is arbitrary: the one is taken under
+    which the projection's sum is not negative.
+    """
+    return A
+
+
+@register("eigengradcam", collect=_first_component)
+def eigengradcam(A: Tensor, G: Tensor) -> Tensor:
+    "ReLU of the first principal component of g ⊙ A, as in `eigencam`. pytorch-grad-cam, EigenGradCAM."
+    return G * A
+
+
+methods["smoothgradcam++"] = replace(smoothed("gradcam++"), name="smoothgradcam++")
+
+
+# Without gradients
+
+
+@register_weights("scorecam")
+def scorecam(A: Tensor, probe: Probe) -> Tensor:
+    """w_k = softmax_k(y(x ∘ s(up(A_k)))), s: to 0…1 by minimum and maximum. Wang et al. 2020, Score-CAM, algorithm 1.
+
+    The score of the baseline, which the paper subtracts, is the same for all channels and falls out of the softmax.
+    Under a channel without contrast nothing of the image is left: one pass serves all of these.
+    """
+    size = probe.x.shape[1:]
+    flat = A.flatten(1)
+    contrast = flat.amax(1) > flat.amin(1)
+    alive, blank = contrast.nonzero()[:, 0], (~contrast).nonzero()[:, 0]
+
+    def masked(channels: Tensor) -> Tensor:
+        masks = _resized(A[None, channels], size)[0]
+        low = masks.amin(tuple(range(1, masks.ndim)), keepdim=True)
+        masks = masks - low
+        high = masks.amax(tuple(range(1, masks.ndim)), keepdim=True)
+        return probe.x * (masks / torch.where(high > 0, high, 1))[:, None].to(probe.x.dtype)
+
+    seen = probe.inputs(masked, torch.cat([alive, blank[:1]]))
+    scores = seen.new_empty(len(seen), len(A))
+    scores[:, alive] = seen[:, : len(alive)]
+    scores[:, blank] = seen[:, len(alive) :]
+    return scores.softmax(1)
+
+
+@register_weights("ablationcam")
+def ablationcam(A: Tensor, probe: Probe) -> Tensor:
+    """w_k = (y - y_k) / |y|, y_k: the score with channel k set to zero. Desai & Ramaswamy 2020, Ablation-CAM, eq. 3.
+
+    The paper divides by y, which it takes to be positive; a score below zero would turn the map around. A channel that
+    is zero already changes nothing and needs no pass.
+    """
+    alive = (A.flatten(1) != 0).any(1).nonzero()[:, 0]
+    drop = torch.zeros(len(probe.base), len(A), device=A.device)
+    drop[:, alive] = probe.base[:, None] - probe.without(alive)
+    base = probe.base.abs()[:, None]
+    return torch.where(base > 0, drop / torch.where(base > 0, base, 1), 0)
+
+
+# Of several layers
+
+
+def fuse(cams: Sequence[Tensor]) -> Tensor:
+    """One sharp map out of those of several layers: M = early ⊙ up(M' / max M'), M' that of the layers behind.
+
+    `cams`: the `CAMs` of several layers, or two-dimensional maps `(N, h, w)` or `(N, K, h, w)` as a list. Of two maps
+    the one with more cells is the early one; of two with as many, the first. The result has the shape and units of the
+    earliest. The late map says where the class is, the early one what is there in detail; where one of them is empty,
+    so is the result. Negative values count as zero.
+
+    This library's own: the product is that of Guided Grad-CAM (Selvaraju et al. 2017, section 3.2), going from the last
+    layer to the first that of Poly-CAM (Englebert et al. 2022).
+    """
+    maps = sorted((m.relu() for m in cams), key=lambda m: -m[0].numel())
+    if not maps:
+        raise ValueError("fuse needs the maps of at least one layer.")
+    classes = getattr(cams, "target", None)
+    space = maps[0].ndim - (classes.ndim if classes is not None else 1) if hasattr(cams, "target") else 2
+    lead = maps[0].shape[:-space]
+    if any(m.shape[:-space] != lead for m in maps):
+        raise ValueError(
+            "fuse needs maps of the same images and classes, one per layer, early ones first, got shapes "
+            f"{', '.join(str(tuple(m.shape)) for m in maps)}."
+        )
+    fused = maps[-1]
+    for early in reversed(maps[:-1]):
+        peak = fused.flatten(len(lead)).amax(-1).reshape(*lead, *[1] * space)
+        late = (fused / torch.where(peak > 0, peak, 1)).reshape(-1, 1, *fused.shape[-space:])
+        fused = early * _resized(late, early.shape[-space:]).reshape(early.shape)
+    return fused
+
+
+def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=False)
