@@ -1,6 +1,7 @@
 """Faults on purpose: no failure of ours ends a training, and the run stays readable."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -640,6 +641,20 @@ def test_resume_goes_on_at_the_next_frame(learner, tmp_path):
     assert [(f["frame"], f["fit"], f["epoch"]) for f in run.frames] == [(0, 0, -1), (1, 0, 0), (2, 0, 1), (3, 1, 0)]
     assert {p: p.read_bytes() for p in before} == before
     assert run.history[run.history.frame == 3].similarity_prev.notna().any()
+
+
+def test_the_rows_of_a_frame_that_was_not_finished_are_not_doubled(learner, tmp_path):
+    learner(GradCAMCallback(n=2, name="night")).fit(2)
+    path = tmp_path / "gradcam/night"
+    info = json.loads((path / "run.json").read_text())
+    # As if killed behind the rows of the last frame and before its entry.
+    info["frames"].pop()
+    (path / "run.json").write_text(json.dumps(info))
+    assert set(Run(path).history.frame) == {0, 1}
+    learner(GradCAMCallback(n=2, name="night", resume=True)).fit(1)
+    run = assert_whole(path)
+    assert [(f["frame"], f["fit"], f["epoch"]) for f in run.frames] == [(0, 0, -1), (1, 0, 0), (2, 1, 0)]
+    assert set(run.history[run.history.frame == 2].fit) == {1}
 
 
 def test_resume_of_a_name_that_is_new_begins_a_run(learner, tmp_path):
