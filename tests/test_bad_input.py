@@ -5,6 +5,7 @@ import shutil
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -158,11 +159,14 @@ def test_a_loader_that_is_not_fastais_is_refused_with_what_makes_one(tmp_path):
     refused(learn, TypeError, ["torch.utils.data", "DataLoaders.from_dsets"])
 
 
-def test_a_true_class_where_there_are_none_is_refused_with_what_to_explain_instead(tmp_path):
-    data = [(torch.rand(3, 32, 32), torch.rand(3)) for _ in range(6)]
-    model = nn.Sequential(tiny()[:3], nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)))
-    learn = Learner(DataLoaders.from_dsets(data, data, bs=3), model, loss_func=nn.MSELoss(), path=tmp_path)
-    refused(learn, ValueError, ["target='true'", "target='pred'"])
+def test_items_whose_labels_nobody_knows_are_refused_with_what_to_explain_instead(image_folder, tmp_path):
+    names = [f"{split}/{label}/0.png" for split in ("train", "valid") for label in ("red", "green", "blue")]
+    table = pd.DataFrame({"name": names, "label": [n.split("/")[1] for n in names], "valid": [False] * 3 + [True] * 3})
+    dls = ImageDataLoaders.from_df(table, image_folder, valid_col="valid", item_tfms=Resize(32), bs=3, num_workers=0)
+    learn = vision_learner(dls, tiny, cut=-3, pretrained=False, path=tmp_path)
+    items = [image_folder / "valid" / "red" / "1.png"]  # the table tells labels by row
+    with pytest.warns(UserWarning, match=r"labels of items= could not be read"):
+        refused(learn, ValueError, ["target='true'", "target='pred'"], items=items)
 
 
 def test_a_label_where_there_is_no_vocabulary_is_refused(tmp_path):
