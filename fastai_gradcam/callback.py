@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .cam import CAMs, gradcam
-from .data import class_index, for_model, probabilities, vocabulary
+from .data import for_model
 from .guard import unchanged
 from .layers import unwrap
 from .learner import resolve_layer
@@ -44,6 +44,7 @@ from .record import Frame, reason_of
 from .record import Recorder as RunRecorder
 from .run import Run
 from .targets import main_output
+from .tasks import task_of
 
 __all__ = ["GradCAMCallback"]
 
@@ -69,8 +70,10 @@ class GradCAMCallback(Callback):
     - `n`: how many validation images, spread over the classes by `seed`; `items`: your own instead, as indices into
       the validation set or as paths or rows of the data source.
     - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), a dotted name, a module, or a list.
-    - `target`: `"true"` (each image's label), `"pred"` (its prediction), a label, an index, a list of these for
-      several classes per image, or a callable `output -> (N,)` scores.
+    - `target`: `"true"` (each image's label; the first of several; the class with the largest region in a mask),
+      `"pred"` (its prediction; the most probable of several labels; the largest predicted region), a label, an index, a
+      list of these for several classes per image, or a callable `output -> (N,)` scores. In a regression `"true"` and
+      `"pred"` are the score; `"-score"` is its negative.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
     - `every`: a frame every so many epochs; the last epoch of a fit always has one.
     - `masks`: where the object is: a callable `item -> mask`, a folder of masks, or a mapping to masks or boxes.
@@ -297,7 +300,8 @@ class GradCAMCallback(Callback):
                 stacklevel=2,
             )
         self._panel = build_panel(learn, s["n"], s["items"], s["seed"], s["masks"])
-        self._vocab = vocabulary(learn.dls)
+        self._task = task_of(learn.dls, self._loss_func)
+        self._vocab = self._task.vocab
         self._target_of(self._panel, slice(0, len(self._panel)))
         model = unwrap(learn.model)
         if s["layer"] is not None:
@@ -462,42 +466,27 @@ class GradCAMCallback(Callback):
     def _target_of(self, panel: Panel, part: slice) -> Any:
         "The engine's target for a part of the panel. Raises where it does not fit the data."
         target = self._settings["target"]
-        if callable(target) or target is None or target == "pred":
-            return None if isinstance(target, str) else target
+        if target is None or (isinstance(target, str) and target == "pred"):
+            return self._task.pred()
         if isinstance(target, str) and target == "true":
-            if panel.y is None or panel.y.ndim != 1 or panel.y.is_floating_point():
-                raise ValueError(
-                    "target='true' needs one category per image, which this panel has not: choose target='pred', a class, "
-                    "or a callable on the model's output."
-                )
-            return panel.y[part].long()
-        several = isinstance(target, (list, tuple))
-        classes = [class_index(t, self._vocab) for t in (target if several else [target])]
-        if not classes:
-            raise ValueError("target=[] names no class to explain.")
-        return torch.tensor(classes).expand(len(panel.x[part]), -1) if several else classes[0]
+            return self._task.true(None if panel.y is None else panel.y[part])
+        return self._task.target(target, len(panel.x[part]))
 
     def _about(self, logits: Tensor, target: Tensor | None) -> Callable[[int, int], dict[str, Any]]:
         "The columns of a row that are about the prediction, for image `item` and its `k`-th class."
-        panel, n = self._panel, len(self._panel)
-        loss = self._losses(logits)
-        categories = logits.ndim == 2
-        probs = _numpy(probabilities(logits, self._loss_func)) if categories else None
-        pred = probs.argmax(1) if categories else None
-        classes = None if target is None else _numpy(target).reshape(n, -1)
-
-        def name(c: int) -> str:
-            return self._vocab[c] if self._vocab and c < len(self._vocab) else str(c)
+        panel, task, loss = self._panel, self._task, self._losses(logits)
+        answers = task.answers(logits, panel.y)
+        probs = None if target is None else task.probabilities(logits)
+        classes = None if target is None else _numpy(target).reshape(len(panel), -1)
 
         def about(item: int, k: int) -> dict[str, Any]:
             row: dict[str, Any] = {"label": panel.labels[item], "loss": loss[item], "correct": None}
             if classes is not None:
-                row["target"] = name(int(classes[item, k]))
-                row["prob"] = float(probs[item, classes[item, k]])
-            if categories:
-                row["pred"], row["pred_prob"] = name(int(pred[item])), float(probs[item, pred[item]])
-                if panel.labels[item] is not None:
-                    row["correct"] = row["pred"] == panel.labels[item]
+                row["target"] = task.name(int(classes[item, k]), logits)
+                row["prob"] = None if probs is None else float(probs[item, classes[item, k]])
+            if answers is not None:
+                one = answers[item]
+                row |= {"pred": one.pred, "pred_prob": one.pred_prob, "correct": one.correct}
             return row
 
         return about

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 
 from .cam import CAMs
 from .cam import gradcam as cams_of
-from .data import class_index, encode, for_model, item_name, loader_of, picture, probabilities, read, vocabulary
+from .data import encode, for_model, item_name, loader_of, picture, read
 from .guard import unchanged
 from .layers import named_layers, unwrap
 from .methods import resolve_method
 from .render import DEFAULT_ALPHA, DEFAULT_CMAP, Cell, grid, overlay
+from .tasks import Task, task_of
 
 __all__ = ["CAM", "CAMList", "resolve_layer"]
 
@@ -155,8 +155,9 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
 
     - `item`: a path, string, PIL image, uint8 array or tensor, bytes, or a list of these. Goes through the validation
       transforms, as in `learn.predict`.
-    - `target`: `None` (the predicted class), a label, an index, a list for several classes, or a callable
-      `output -> (N,)` scores.
+    - `target`: `None` (the predicted class; of several labels, each predicted one; of a segmentation, the one with the
+      largest region), a label, an index, a list for several classes, or a callable `output -> (N,)` scores. A
+      regression has `"score"` and `"-score"`, of several outputs `"score 1"` and `"-score 1"`.
     - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), `"all"` (every child of
       `learn.model[0]`), a dotted name, a module, or a list of these.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
@@ -167,24 +168,25 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     items = list(item) if isinstance(item, (list, tuple)) else [item]
     if not items:
         raise ValueError("There is no image in []: give at least one.")
-    model, vocab = unwrap(self.model), vocabulary(self.dls)
+    model, task = unwrap(self.model), task_of(self.dls, self.loss_func)
     resolve_method(method)
     layers = None if layer is None else resolve_layer(self, layer)
-    wanted = _classes(target, vocab)
+    task.target(target, 1)
     with unchanged(model):
         encoded = [_encoded(self.dls, it, item_name(it, i)) for i, it in enumerate(items)]
         images = [image for image, _ in encoded]
         found: list[CAM] = []
+        per_item: list[int] = []
         for at, x in _stacked([for_model(batch, model) for _, batch in encoded]):
-            classes = torch.tensor([wanted] * len(x)) if isinstance(wanted, list) else wanted
-            cams = cams_of(model, x, layer=layers, target=classes, method=method)
-            for i in range(len(x)):
-                found += _explained(cams, i, images[at + i], vocab, self.loss_func)
+            cams = cams_of(model, x, layer=layers, target=task.target(target, len(x)), method=method)
+            for explained in _explained(cams, images[at : at + len(x)], task, target is None):
+                per_item.append(len(explained))
+                found += explained
     asked_for_one = not any(isinstance(given, (list, tuple)) for given in (item, target, layer))
     if len(found) == 1 and asked_for_one and not (isinstance(layer, str) and layer == "all"):
         return found[0]
-    per_item = len(found) // len(items)
-    side_by_side = None if per_item == 1 or (len(items) == 1 and per_item > 5) else per_item
+    uneven, most = len(set(per_item)) > 1, max(per_item)
+    side_by_side = None if most == 1 or uneven or (len(items) == 1 and most > 5) else most
     return CAMList(found, side_by_side)
 
 
@@ -200,19 +202,6 @@ def _encoded(dls: Any, item: Any, name: str) -> tuple[Image.Image, Any]:
     return picture(dl, batch), batch
 
 
-def _classes(target: Any, vocab: list[str] | None) -> Any:
-    "`target` in the engine's terms; a list stays a list."
-    if target is None or callable(target):
-        return target
-    if isinstance(target, (Tensor, np.ndarray)):
-        target = target.tolist()
-    if isinstance(target, (list, tuple)):
-        if not target:
-            raise ValueError("target=[] names no class to explain.")
-        return [class_index(t, vocab) for t in target]
-    return class_index(target, vocab)
-
-
 def _stacked(inputs: list[Tensor], most: int = 32) -> Iterator[tuple[int, Tensor]]:
     "Neighbours of one shape as batches of at most `most`, each with the index of its first image."
     start = 0
@@ -222,23 +211,32 @@ def _stacked(inputs: list[Tensor], most: int = 32) -> Iterator[tuple[int, Tensor
             start = i
 
 
-def _explained(cams: CAMs, i: int, image: Image.Image, vocab, loss_func) -> list[CAM]:
-    "The `CAM`s of image `i` of a batch: for each layer, each class."
-    name = lambda c: vocab[c] if vocab and c < len(vocab) else str(c)
+def _explained(cams: CAMs, images: list[Image.Image], task: Task, repeats: bool) -> Iterator[list[CAM]]:
+    """The `CAM`s of each image of a batch: for each layer, each class.
+
+    `repeats`: the classes were filled up to a common number, and one that comes again is left out.
+    """
     categories = cams.target is not None
-    probs = probabilities(cams.output, loss_func)[i].cpu() if categories else None
-    pred = int(probs.argmax()) if categories else None
-    found = []
-    for layer, maps in zip(cams.layers, cams.maps, strict=True):
-        several = categories and cams.target.ndim == 2
-        for k, map in enumerate(maps[i] if several else maps[i : i + 1]):
-            cam = CAM(map.cpu(), image, layer)
-            if categories:
-                cam.target = int(cams.target[i, k] if several else cams.target[i])
-                cam.label, cam.prob = name(cam.target), float(probs[cam.target])
-                cam.pred, cam.pred_prob = name(pred), float(probs[pred])
-            found.append(cam)
-    return found
+    probs = task.probabilities(cams.output) if categories else None
+    answers = task.answers(cams.output) if categories else None
+    several = categories and cams.target.ndim == 2
+    for i, image in enumerate(images):
+        found = []
+        for layer, maps in zip(cams.layers, cams.maps, strict=True):
+            seen = set()
+            for k, map in enumerate(maps[i] if several else maps[i : i + 1]):
+                cam = CAM(map.cpu(), image, layer)
+                if categories:
+                    cam.target = int(cams.target[i, k] if several else cams.target[i])
+                    cam.label = task.name(cam.target, cams.output)
+                    cam.prob = None if probs is None else float(probs[i, cam.target])
+                    if repeats and cam.target in seen:
+                        continue
+                    seen.add(cam.target)
+                if answers is not None:
+                    cam.pred, cam.pred_prob = answers[i].pred, answers[i].pred_prob
+                found.append(cam)
+        yield found
 
 
 def resolve_layer(learn: Learner, layer: Any) -> list[str]:

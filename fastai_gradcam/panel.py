@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor
 
-from .data import encode, item_name, picture, read, vocabulary
+from .data import encode, item_name, picture, read
 from .masks import Masks, finder, mask_of
+from .tasks import task_of
 
 __all__ = ["Panel", "build_panel"]
 
@@ -99,7 +100,7 @@ def build_panel(
         )
     x = torch.cat([x.detach().cpu().as_subclass(Tensor) for x in inputs])
     y = _targets(batches)
-    return Panel(x, y, names, _labels(dls, y, len(x)), [picture(dl, b) for b in batches], found)
+    return Panel(x, y, names, _labels(learn, y, len(x)), [picture(dl, b) for b in batches], found)
 
 
 def _of_one_process(dls: DataLoaders) -> DataLoaders:
@@ -158,12 +159,12 @@ def _spread(learn: Learner, n: int, seed: int) -> list[int]:
     if n >= len(valid):
         if n > len(valid):
             warnings.warn(f"The panel takes all {len(valid)} images of the validation set, not n={n}.", stacklevel=2)
-        chosen = list(range(len(valid)))
-        return sorted(chosen, key=lambda i: (_label_of(valid, i), i))
+        label_of = _labels_to_spread_over(valid, 0)
+        return sorted(range(len(valid)), key=lambda i: (label_of(i), i))
     shuffled = random.Random(seed).sample(range(len(valid)), len(valid))
-    by_class = defaultdict(list)
+    by_class, label_of = defaultdict(list), _labels_to_spread_over(valid, shuffled[0])
     for i in shuffled[: max(n, _MOST_LABELS_READ)]:
-        by_class[_label_of(valid, i)].append(i)
+        by_class[label_of(i)].append(i)
     # One round after the other takes an image of each class; which classes come in the last, shorter round is up
     # to the seed as well.
     order = random.Random(seed).sample(sorted(by_class), len(by_class))
@@ -172,15 +173,22 @@ def _spread(learn: Learner, n: int, seed: int) -> list[int]:
     return [i for _, i in sorted(dealt[:n])]
 
 
-def _label_of(dataset: Any, index: int) -> str:
-    "The label of an item without decoding its image, empty where the data set does not keep the two apart."
+def _labels_to_spread_over(dataset: Any, first: int) -> Callable[[int], str]:
+    """The label of an item without decoding its image, empty where the data set does not keep the two apart.
+
+    Masks are opened from files, and no two are alike: where the label of item `first` is one, all are empty.
+    """
     lists = getattr(dataset, "tls", None)
     if lists is None or len(lists) < 2:
-        return ""
-    try:
-        return str(lists[-1][index])
-    except Exception:
-        return ""
+        return lambda index: ""
+
+    def label_of(index: int) -> Any:
+        try:
+            return lists[-1][index]
+        except Exception:
+            return ""
+
+    return (lambda index: "") if isinstance(label_of(first), Image.Image) else lambda index: str(label_of(index))
 
 
 def _targets(batches) -> Tensor | None:
@@ -192,8 +200,8 @@ def _targets(batches) -> Tensor | None:
     return torch.cat([y.detach().cpu().as_subclass(Tensor) for y in ys])
 
 
-def _labels(dls, y: Tensor | None, n: int) -> list[str | None]:
-    vocab = vocabulary(dls)
-    if y is None or y.ndim != 1 or y.is_floating_point():
+def _labels(learn: Learner, y: Tensor | None, n: int) -> list[str | None]:
+    if y is None:
         return [None] * n
-    return [vocab[i] if vocab and 0 <= i < len(vocab) else str(i) for i in y.tolist()]
+    task = task_of(_of_one_process(learn.dls), learn.loss_func)
+    return [task.label(one) for one in y]
