@@ -15,7 +15,7 @@ from .hooks import Restart
 from .layers import Layer, Reshape, default_layer, named_layers, spatial, unwrap
 from .methods import Method, resolve_method
 from .smoothing import noisy_copies, views
-from .targets import Target, scores
+from .targets import Decided, Target, scores
 
 __all__ = ["CAMs", "gradcam"]
 
@@ -125,7 +125,7 @@ def _signed_maps(net: nn.Module, x: Tensor, chosen, target: Target, how: Method,
         if not views_signed:
             output = map_tensors(Tensor.detach, seen)
             # Changed copies may be taken for another class: they are asked about that of the image as it is.
-            target = target if classes is None else classes
+            target = _settled(target, classes)
         copies = [evidence]
         if how.noise:
             copies = [look(noisy, target)[-1] for noisy in noisy_copies(view, *how.noise)]
@@ -140,6 +140,12 @@ def _signed_maps(net: nn.Module, x: Tensor, chosen, target: Target, how: Method,
             for layer in zip(*views_signed, strict=True)
         ]
     return output, classes, signed
+
+
+def _settled(target: Target, classes: Tensor | None) -> Target:
+    if isinstance(target, Decided):
+        return Decided(target.read, lambda scores: classes)
+    return target if classes is None else classes
 
 
 def _gradients(net: nn.Module, x: Tensor, chosen, target: Target, space):

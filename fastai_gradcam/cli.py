@@ -192,8 +192,6 @@ def _conclude(options: argparse.Namespace, run) -> None:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from .suggest import one_of
-
     if not options.learner.is_file():
         raise FileNotFoundError(f"There is no learner file {str(options.learner)!r}.")
     missing = [p for p in options.images if not p.exists()]
@@ -203,10 +201,9 @@ def _explain(options: argparse.Namespace) -> int:
     from fastai.learner import load_learner
 
     from . import learner  # noqa: F401  (gives Learner its methods)
-    from .methods import methods
+    from .methods import resolve_method
 
-    if options.method not in methods:
-        raise ValueError(one_of("method", options.method, list(methods)))
+    resolve_method(options.method)
     images = [f for p in options.images for f in (sorted(get_image_files(p)) if p.is_dir() else [p])]
     if not images:
         raise ValueError(f"There are no images in {', '.join(map(str, options.images))}.")

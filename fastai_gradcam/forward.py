@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .hooks import first_tensor
 from .layers import Reshape
-from .targets import Target, main_output, scores
+from .targets import Decided, Target, class_scores, main_output, scores
 
 __all__ = ["Behind", "Probe", "channel_weights", "map_tensors"]
 
@@ -60,8 +60,12 @@ def channel_weights(
 def _scorer(clean: Any, target: Target, classes: Tensor | None, n: int, i: int) -> Callable[[Any], Tensor]:
     "From the output for B variants of image `i` to their scores `(K, B)`."
     if classes is not None:
-        wanted = classes[i].reshape(-1)
-        return lambda output: main_output(output)[:, wanted].T
+        wanted, logits = classes[i].reshape(-1), main_output(clean)
+        if logits.ndim > 2:
+            # A map of classes: the score stays that of the cells where the class was predicted.
+            return lambda output: class_scores(main_output(output), logits[i : i + 1])[:, wanted].T
+        read = target.read if isinstance(target, Decided) else lambda output: class_scores(main_output(output))
+        return lambda output: read(output)[:, wanted].T
 
     def score(output: Any) -> Tensor:
         # A callable may hold something for each image of the batch: each variant is put in its image's place.
@@ -143,7 +147,7 @@ class Behind:
                 if self.partial:
                     return
             try:
-                self._whole(self.activations[:1], 0)
+                self._whole(self.activations[:1].clone(), 0)
                 return
             except _NotReached:
                 continue

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 __all__ = [
+    "Contrast",
     "Decided",
     "Target",
     "class_scores",
     "class_targets",
+    "contrast",
     "main_output",
     "predicted",
     "regions",
@@ -57,14 +59,17 @@ def main_output(output: Any) -> Tensor:
     )
 
 
-def class_scores(output: Tensor) -> Tensor:
+def class_scores(output: Tensor, like: Tensor | None = None) -> Tensor:
     """One score per image and class, `(N, C)`, from a model's tensor of scores.
 
     `(N, C)` is itself. `(N,)` and `(N, 1)` have two sides: −s is class 0, s is class 1. In `(N, C, *space)` with two or
-    more dimensions of space, each class is summed over its region (`regions`). Raises `ValueError` for other shapes.
+    more dimensions of space, each class is summed over its region (`regions`) in `like`, by default `output` itself.
+    Raises `ValueError` for other shapes.
     """
     output = _two_sided(output)
-    return output if output.ndim == 2 else (output.float() * regions(output)).flatten(2).sum(2)
+    if output.ndim == 2:
+        return output
+    return (output.float() * regions(output if like is None else _two_sided(like))).flatten(2).sum(2)
 
 
 def regions(output: Tensor) -> Tensor:
@@ -130,6 +135,49 @@ def segment(classes: int | Sequence[int] | Tensor | None = None, mask: Any = Non
         return (logits.float() * where).flatten(2).sum(2).gather(1, each[:, None])[:, 0]
 
     return summed
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    "The target that `contrast` makes: output -> (N,) scores."
+
+    of: Any
+    against: Any = None
+
+    @property
+    def __name__(self) -> str:
+        return f"contrast({self.of}, {self.against})"
+
+    def __call__(self, output: Any) -> Tensor:
+        table = class_scores(main_output(output))
+        mine = self._score(table, self.of)
+        if self.against is not None:
+            return mine - self._score(table, self.against)
+        if table.shape[1] < 2:
+            raise ValueError("contrast() needs a second class to compare with.")
+        return mine - (table.sum(1) - mine) / (table.shape[1] - 1)
+
+    @staticmethod
+    def _score(table: Tensor, classes: Any) -> Tensor:
+        each = class_targets(classes, table)
+        if each.ndim != 1:
+            raise ValueError(f"contrast() takes one class, or one per image, got classes of shape {tuple(each.shape)}.")
+        return table.gather(1, each[:, None])[:, 0]
+
+
+def contrast(of: int | Sequence[int] | Tensor, against: int | Sequence[int] | Tensor | None = None) -> Contrast:
+    """A target that asks why one class rather than another: y_of − y_against.
+
+    `of`, `against`: one class, or one per image `(N,)`; `against=None` is the mean of all other classes' scores.
+    What speaks for both classes alike falls out. Raises what `class_targets` raises.
+
+    The question: Prabhushankar et al. 2020, Contrastive Explanations in Neural Networks (which differentiates a loss
+    between the two). The difference of logits, and its mean over the others: Wang & Wang 2022, "Why Not Other
+    Classes?", mean contrast.
+    """
+    if of is None:
+        raise TypeError("contrast() needs the class to explain: the predicted one may change with the image.")
+    return Contrast(of, against)
 
 
 def class_targets(target: Target, output: Tensor) -> Tensor:
