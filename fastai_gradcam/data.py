@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .suggest import one_of
-from .targets import main_output
 
 __all__ = [
     "as_item",
@@ -29,7 +28,6 @@ __all__ = [
     "loader_of",
     "opened",
     "picture",
-    "probabilities",
     "read",
     "vocabulary",
 ]
@@ -221,10 +219,3 @@ def class_index(target: Any, vocab: Sequence[str] | None, classes: int | None = 
     if many is not None and not 0 <= target < many:
         raise ValueError(f"target {target} is out of range: there are classes 0 to {many - 1}.")
     return int(target)
-
-
-def probabilities(output: Any, loss_func: Any) -> Tensor:
-    "Class probabilities `(N, C)` of a model's output, by the loss function's own activation, else softmax."
-    logits = main_output(output).float()
-    activation = getattr(loss_func, "activation", None)
-    return activation(logits) if callable(activation) else logits.softmax(1)

@@ -153,8 +153,9 @@ def default_layer(
 
     Found once per model and input size, by looking at what flows through on `x` and at where the score's gradient
     arrives: no list of architectures. `run(x)` runs the model, `score(output)` gives one number to differentiate;
-    `of` says which score that is (two heads may end in different layers), `None` any of the classes. Where modules
-    hand one tensor on unchanged, the innermost is named. Raises `ValueError` if no output has space.
+    `of` says which score that is (two heads may end in different layers), `None` any of the classes. The scores of a
+    segmentation are no layer, and neither are keys and values, which only together take part: what they are computed
+    from is. Where modules hand one tensor on unchanged, the innermost is named. Raises `ValueError` if no output has space.
     """
     cache = _found_before(model, model if of is None else of)
     name = cache.get(x.shape[1:])
@@ -178,12 +179,16 @@ def default_layer(
 
 def _search(model: nn.Module, x: Tensor, run, score) -> str:
     flows: list[tuple[str, Tensor, int]] = []
+    taken: dict[str, tuple[Tensor, int]] = {}
 
     def listen(name):
         def hook(module, input, output):
             tensor, _ = first_tensor(output)
             if tensor is not None:
                 flows.append((name, tensor, tensor._version))
+                given, _ = first_tensor(input)
+                if given is not None:
+                    taken[name] = (given, given._version)
 
         return hook
 
@@ -192,7 +197,8 @@ def _search(model: nn.Module, x: Tensor, run, score) -> str:
     try:
         with torch.enable_grad():
             # The clone is for networks whose first operation is in place, which a leaf does not allow.
-            total = score(run(x.detach().requires_grad_().clone()))
+            output = run(x.detach().requires_grad_().clone())
+            total = score(output)
     finally:
         for handle in handles:
             handle.remove()
@@ -214,8 +220,59 @@ def _search(model: nn.Module, x: Tensor, run, score) -> str:
         raise _NothingArrives
     best = [c for c, hit in zip(candidates, reached, strict=True) if hit]
     best = [c for c in best if c[0] in learnable] or best
+    best = _before_the_scores(best, output, x) or best
+    if best[-1][1].ndim < x.ndim:
+        best = _without_last_branches(best, taken)
     _, tensor, version, _ = best[-1]
     return next(name for name, t, v, _ in best if t is tensor and v == version)
+
+
+def _before_the_scores(candidates: list, output: object, x: Tensor) -> list:
+    """In a segmentation, `candidates` up to what the map of scores is computed from; elsewhere all of them.
+
+    The map of scores has space and takes part in the score, and explains nothing: it is the score.
+    """
+    scores, _ = first_tensor(output)
+    if scores is None or scores.ndim < 4 or spatial(scores, x.shape) is None:
+        return candidates
+    left = list(candidates)
+    # Two such maps may be added up.
+    while left and left[-1][3](left[-1][1]).shape[1] == scores.shape[1]:
+        left.pop()
+    return left
+
+
+def _without_last_branches(candidates: list, taken: dict[str, tuple[Tensor, int]]) -> list:
+    """`candidates` up to the last that is not one of several parallel readings of one tensor of tokens.
+
+    Behind the last attention layer's keys and values nothing brings the two together in space again (the class token
+    alone goes on): neither is the whole, and the tokens that both are read from are.
+    """
+    left = list(candidates)
+    while len(left) > 1:
+        name, tensor, _, _ = left[-1]
+        source = taken.get(name)
+        branches = [
+            c
+            for c in left
+            if source is not None
+            and c[1].shape == tensor.shape == source[0].shape[:2] + tensor.shape[2:]
+            and _same(taken.get(c[0]), source)
+            and not _nested(c[0], name)
+        ]
+        if not branches:
+            return left
+        gone = {name, *(c[0] for c in branches)}
+        left = [c for c in left if c[0] not in gone]
+    return left
+
+
+def _same(one: tuple[Tensor, int] | None, other: tuple[Tensor, int]) -> bool:
+    return one is not None and one[0] is other[0] and one[1] == other[1]
+
+
+def _nested(one: str, other: str) -> bool:
+    return one == other or one.startswith(other + ".") or other.startswith(one + ".")
 
 
 class _NothingArrives(Exception):
