@@ -42,6 +42,7 @@ from .panel import Panel, build_panel
 from .publish import NotebookGrid, ReportRefresher, publish
 from .record import Frame, reason_of
 from .record import Recorder as RunRecorder
+from .render import slices
 from .run import Run
 from .targets import main_output
 from .tasks import task_of
@@ -370,9 +371,10 @@ class GradCAMCallback(Callback):
     def _check_probe(self, cams: CAMs) -> None:
         for name, maps in zip(cams.layers, cams.maps, strict=True):
             per_image = 1 + (cams.target is not None and cams.target.ndim == 2)
-            if maps.ndim - per_image != 2:
+            if maps.ndim - per_image not in (2, 3):
                 raise ValueError(
-                    f"Layer {name!r} gives maps of shape {tuple(maps.shape[per_image:])}; the callback draws (h, w)."
+                    f"Layer {name!r} gives maps of shape {tuple(maps.shape[per_image:])}; the callback draws (h, w), and "
+                    "(d, h, w) as slices."
                 )
 
     # --- a frame -------------------------------------------------------------------------------------------------
@@ -422,6 +424,9 @@ class GradCAMCallback(Callback):
         n = len(self._panel)
         chunks = self._in_chunks(n)
         maps = [np.concatenate([_numpy(c.maps[i]) for c in chunks]) for i in range(len(self._layers))]
+        several = chunks[0].target is not None and chunks[0].target.ndim == 2
+        # A run holds pictures: of a volume the slices that are drawn, which its numbers are about, too.
+        maps = [slices(m) if m.ndim - several == 4 else m for m in maps]
         negative = [np.concatenate([_numpy(c.negative_share[i]) for c in chunks]) for i in range(len(self._layers))]
         logits = torch.cat([main_output(c.output) for c in chunks])
         target = None if chunks[0].target is None else torch.cat([c.target for c in chunks])

@@ -17,6 +17,7 @@ from fastai.vision.core import PILImage
 from PIL import Image
 from torch import Tensor, nn
 
+from .render import slices
 from .suggest import one_of
 
 __all__ = [
@@ -160,9 +161,12 @@ def picture(dl: DataLoader, batch: tuple[Any, ...]) -> Image.Image:
 
 
 def to_image(x: Tensor) -> Image.Image:
-    "A `(C, H, W)` tensor as an RGB image: integers are 0…255, floats 0…1 or stretched over their range."
+    """A `(C, H, W)` tensor as an RGB image: integers are 0…255, floats 0…1 or stretched over their range.
+
+    Of a volume `(C, D, H, W)`, four slices.
+    """
     if x.ndim == 4:
-        x = x[:, x.shape[1] // 2]
+        x = torch.from_numpy(slices(x.numpy()))
     if x.is_floating_point():
         x = torch.nan_to_num(x)
         low, high = float(x.min()), float(x.max())

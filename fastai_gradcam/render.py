@@ -43,6 +43,16 @@ def normalise(map: np.ndarray, vmax: float | None = None) -> np.ndarray:
     return np.clip(map / top, 0, 1) if top > 0 else np.zeros_like(map)
 
 
+def slices(volume: np.ndarray) -> np.ndarray:
+    """Four slices `(…, 2h, 2w)` of volumes `(…, d, h, w)`, evenly spread over the depth, in reading order.
+
+    The same depths, as shares of d, whatever the resolution: a map's slices lie over the image's.
+    """
+    depth = volume.shape[-3]
+    a, b, c, d = (volume[..., int((i + 0.5) / 4 * depth), :, :] for i in range(4))
+    return np.concatenate([np.concatenate([a, b], -1), np.concatenate([c, d], -1)], -2)
+
+
 def overlay(
     image: Image.Image,
     map: np.ndarray,
@@ -52,13 +62,14 @@ def overlay(
 ) -> Image.Image:
     """`image` with `map` over it: `(1 - alpha)·image + alpha·colour`, at the image's size, RGB.
 
-    `map`: `(h, w)`, any resolution; `vmax`: the value of the hottest colour (default: the map's maximum). An empty
+    `map`: `(h, w)`, any resolution, or a volume `(d, h, w)`, drawn as `slices`; `vmax`: the value of the hottest colour (default: the map's maximum). An empty
     map is shown as what it is: the image, without colour. Raises `ValueError` for an alpha outside of 0…1.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in 0…1, got {alpha!r}.")
     colours = colormap(cmap)
     image = image.convert("RGB")
+    map = slices(np.asarray(map)) if np.ndim(map) == 3 else map
     heat = normalise(upsample(map, image.size), vmax) if vmax else normalise(upsample(normalise(map), image.size), 1.0)
     if not heat.any():
         return image

@@ -379,3 +379,39 @@ def test_a_vision_learner_of_labels_needs_no_settings(image_folder, tmp_path, ph
     learn = vision_learner(dls, resnet18, pretrained=False, path=tmp_path)
     found = learn.gradcam(photo)
     assert {c.label for c in (found if isinstance(found, CAMList) else [found])} <= {"go", "stop", "warm"}
+
+
+# Volumes
+
+
+def _volumes(tmp_path):
+    from fastai.vision.all import CrossEntropyLossFlat
+
+    data = [(torch.rand(1, 8, 16, 24), i % 2) for i in range(4)]
+    body = nn.Sequential(nn.Conv3d(1, 6, 3, 2, 1), nn.ReLU(), nn.Conv3d(6, 6, 3, 1, 1))
+    net = nn.Sequential(body, nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 2)))
+    dls = DataLoaders.from_dsets(data, data, bs=2)
+    return data, Learner(dls, net, loss_func=CrossEntropyLossFlat(), path=tmp_path)
+
+
+def test_a_volume_is_drawn_as_slices(tmp_path):
+    data, learn = _volumes(tmp_path)
+    cam = learn.gradcam(data[0][0], target=1)
+    assert cam.map.shape == (4, 8, 12) and cam.image.size == (48, 32)
+    assert cam.overlay().size == (48, 32) and cam._repr_png_().startswith(b"\x89PNG")
+    bright = torch.zeros(4, 8, 12)
+    bright[3] = 1
+    cam.map = bright
+    colours = np.asarray(cam.overlay(1.0)).astype(int)
+    cold, hot = colours[0, 0], colours[-1, -1]
+    assert (colours[20:, 28:] == hot).all() and (colours[:12] == cold).all() and (colours[:, :20] == cold).all()
+    assert abs(hot - cold).sum() > 100, "the deepest slice alone, in the last quarter"
+
+
+@pytest.mark.parametrize("target", ["true", [0, 1]])
+def test_a_run_of_volumes_holds_their_slices(tmp_path, target):
+    _, learn = _volumes(tmp_path)
+    run = _fit(learn, n=4, target=target)
+    maps = run.maps(1)["0.2"]
+    assert maps.shape == ((4, 16, 24) if target == "true" else (4, 2, 16, 24)) and run.image(0).size == (48, 32)
+    assert run.evolution().size and len(run.history) == (8 if target == "true" else 16)
