@@ -41,7 +41,7 @@ def __dir__() -> list[str]:
 
 # `learn.gradcam` is there as soon as both packages are imported, in either order.
 if "fastai.learner" in sys.modules:
-    import_module(".learner", __name__)
+    import_module(".interpret", __name__)
 else:
     from ._attach import attach_when_fastai_loads
 

@@ -9,7 +9,7 @@ _LAST_NEEDED = "fastai.vision.learner"
 
 
 class _Attach(MetaPathFinder):
-    "Steps aside at once, and imports `fastai_gradcam.learner` right after fastai's own learner module has run."
+    "Steps aside at once, and imports `fastai_gradcam.interpret` right after fastai's own learner module has run."
 
     def find_spec(self, name, path=None, target=None):
         if name != _LAST_NEEDED:
@@ -22,7 +22,7 @@ class _Attach(MetaPathFinder):
 
         def run_then_attach(module):
             run(module)
-            import_module("fastai_gradcam.learner")
+            import_module("fastai_gradcam.interpret")
 
         spec.loader.exec_module = run_then_attach
         return spec

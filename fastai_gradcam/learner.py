@@ -34,6 +34,7 @@ class CAM:
     - `image`: what the model saw, a PIL image.
     - `layer`: the layer's dotted name. `target`: the index of the class explained, `label`: its name.
     - `prob`: the probability of that class, 0…1. `pred`, `pred_prob`: the predicted class's name and probability.
+    - `actual`: the image's label, where it is known.
 
     In a notebook a `CAM` shows itself.
     """
@@ -46,6 +47,7 @@ class CAM:
     prob: float | None = None
     pred: str | None = None
     pred_prob: float | None = None
+    actual: str | None = None
 
     def overlay(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Image.Image:
         """The image with the map over it, PIL, at the image's size: `(1 - alpha)·image + alpha·colour`.
@@ -89,15 +91,16 @@ class CAM:
         return path
 
     def _cell(self, name_layer: bool = False) -> Cell:
+        "How a grid shows this map: the label or class first, then the prediction where that is not the same."
         sure = f"{self.pred} {self.pred_prob:.0%}" if self.pred_prob is not None else self.pred or ""
-        return Cell(
-            self.image,
-            self.map.numpy(),
-            self.title(),
-            f"predicted {sure}" if sure else "",
-            None,
-            f"layer {self.layer}" if name_layer else "",
-        )
+        layer = f"layer {self.layer}" if name_layer else ""
+        if self.actual is not None:
+            explained = "" if self.label in (None, self.pred) else f"map of {self.title()}"
+            note = " · ".join(filter(None, (explained, layer)))
+            return Cell(self.image, self.map.numpy(), self.actual, sure, self.pred == self.actual, note)
+        predicted = f"predicted {sure}" if sure and self.label != self.pred else ""
+        title = f"{layer}: {self.title()}" if name_layer else self.title()
+        return Cell(self.image, self.map.numpy(), title, predicted)
 
     def _repr_png_(self) -> bytes:
         return _png(grid([self._cell()], tile=_tile(self.image)))
@@ -179,7 +182,7 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
         per_item: list[int] = []
         for at, x in _stacked([for_model(batch, model) for _, batch in encoded]):
             cams = cams_of(model, x, layer=layers, target=task.target(target, len(x)), method=method)
-            for explained in _explained(cams, images[at : at + len(x)], task, target is None):
+            for explained in explained_images(cams, images[at : at + len(x)], task, target is None):
                 per_item.append(len(explained))
                 found += explained
     asked_for_one = not any(isinstance(given, (list, tuple)) for given in (item, target, layer))
@@ -211,7 +214,9 @@ def _stacked(inputs: list[Tensor], most: int = 32) -> Iterator[tuple[int, Tensor
             start = i
 
 
-def _explained(cams: CAMs, images: list[Image.Image], task: Task, repeats: bool) -> Iterator[list[CAM]]:
+def explained_images(
+    cams: CAMs, images: list[Image.Image], task: Task, repeats: bool, actual: str | None = None
+) -> Iterator[list[CAM]]:
     """The `CAM`s of each image of a batch: for each layer, each class.
 
     `repeats`: the classes were filled up to a common number, and one that comes again is left out.
@@ -225,7 +230,7 @@ def _explained(cams: CAMs, images: list[Image.Image], task: Task, repeats: bool)
         for layer, maps in zip(cams.layers, cams.maps, strict=True):
             seen = set()
             for k, map in enumerate(maps[i] if several else maps[i : i + 1]):
-                cam = CAM(map.cpu(), image, layer)
+                cam = CAM(map.cpu(), image, layer, actual=actual)
                 if categories:
                     cam.target = int(cams.target[i, k] if several else cams.target[i])
                     cam.label = task.name(cam.target, cams.output)

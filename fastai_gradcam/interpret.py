@@ -1,0 +1,102 @@
+"""`learn.show_gradcam()` beside `show_results`, and `interp.plot_top_gradcams(k)` beside `plot_top_losses`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fastai.interpret import ClassificationInterpretation
+from fastai.learner import Learner
+from fastcore.basics import patch
+
+from .cam import gradcam as cams_of
+from .data import encode, for_model, item_name, picture, read
+from .guard import evaluating
+from .layers import unwrap
+from .learner import CAM, CAMList, explained_images, resolve_layer
+from .targets import main_output
+from .tasks import Task, task_of
+
+__all__: list[str] = []
+
+_BOTH = object()
+
+
+@patch
+def show_gradcam(
+    self: Learner,
+    ds_idx: int = 1,
+    dl: Any = None,
+    max_n: int = 9,
+    shuffle: bool = True,
+    target: Any = None,
+    layer: Any = None,
+    method: Any = "gradcam",
+) -> CAMList:
+    """Where the model looks on up to `max_n` images of a data set, with their labels: the sister of `show_results`.
+
+    `ds_idx`: 0 the training images, as validation sees them, 1 the validation images; or `dl`, a loader. `shuffle`: other
+    images each time, drawn without touching the random number generators of the training. `target`, `layer`,
+    `method`: as in `learn.gradcam`. Raises `ValueError` where there are no images.
+    """
+    dl = self.dls[ds_idx] if dl is None else dl
+    size = len(dl.dataset)
+    if not size:
+        raise ValueError(f"Data set {ds_idx} has no images to show.")
+    count = min(max_n, size)
+    chosen = random.Random().sample(range(size), count) if shuffle else list(range(count))
+    return _cams(self, dl, chosen, target, layer, method)
+
+
+@patch
+def plot_top_gradcams(
+    self: ClassificationInterpretation, k: int = 9, largest: bool = True, layer: Any = None, method: Any = "gradcam"
+) -> CAMList:
+    """The `k` images with the largest losses, each with the map of what was predicted and of what is true.
+
+    `largest=False` takes the smallest losses. What fastai v1 had as `plot_top_losses(heatmap=True)`. A right
+    prediction has one map. Raises `TypeError` for a learner without one category per image.
+    """
+    task = task_of(self.learn.dls, self.learn.loss_func)
+    if task.kind != "category":
+        raise TypeError(f"plot_top_gradcams compares two classes of an image; this learner's task is {task.kind!r}.")
+    _, worst = self.top_losses(min(k, len(self.losses)), largest)
+    return _cams(self.learn, self.dl, worst.tolist(), _BOTH, layer, method)
+
+
+def _still(dls: Any, dl: Any):
+    "`dl` in order and without augmentation: the training images go through the validation transforms."
+    dataset = dl.dataset
+    if getattr(dataset, "split_idx", None) == 0 and hasattr(dataset, "items"):
+        return dls.test_dl(dataset.items, with_labels=True, num_workers=0, shuffle=False)
+    return dl.new(shuffle=False, drop_last=False, num_workers=0)
+
+
+def _cams(learn: Learner, dl: Any, indices: Sequence[int], target: Any, layer: Any, method: Any) -> CAMList:
+    "The `CAM`s of some of a loader's images. `target` `_BOTH`: of the predicted and of the true class."
+    model, task = unwrap(learn.model), task_of(learn.dls, learn.loss_func)
+    layers = None if layer is None else resolve_layer(learn, layer)
+    found: list[CAM] = []
+    with evaluating(model):
+        # Making a loader draws random numbers.
+        dl = _still(learn.dls, dl)
+        items = getattr(dl.dataset, "items", None)
+        for i in indices:
+            name = item_name(None if items is None else getattr(items, "iloc", items)[i], i)
+            batch = encode(dl, read(dl, i, name), name)
+            x, y = for_model(batch, model), batch[-1] if len(batch) > 1 else None
+            cams = cams_of(model, x, layer=layers, target=_wanted(task, target, model, x, y), method=method)
+            actual = None if y is None else task.label(y[0])
+            found += next(explained_images(cams, [picture(dl, batch)], task, target in (None, _BOTH), actual))
+    per_image = len(found) // max(1, len(indices))
+    return CAMList(found, per_image if per_image * len(indices) == len(found) and per_image > 1 else None)
+
+
+def _wanted(task: Task, target: Any, model, x, y):
+    if target is not _BOTH:
+        return task.target(target, 1)
+    with torch.no_grad():
+        predicted = main_output(model(x)).argmax(1)
+    return torch.stack([predicted.cpu(), y.reshape(1).cpu().as_subclass(torch.Tensor)], 1)

@@ -1,0 +1,65 @@
+"""`learn.show_gradcam` and `interp.plot_top_gradcams`: real images of a data set, with what is true of them."""
+
+import numpy as np
+import pytest
+import torch
+from fastai.vision.all import ClassificationInterpretation
+from training import Quiet, differences, state_around, tiny_learner
+
+from fastai_gradcam.learner import CAMList
+
+
+@pytest.fixture
+def learn(image_folder, tmp_path):
+    with Quiet():
+        return tiny_learner(image_folder, tmp_path)
+
+
+def test_show_gradcam_shows_validation_images_with_their_labels(learn):
+    cams = learn.show_gradcam(max_n=4, shuffle=False)
+    assert isinstance(cams, CAMList) and len(cams) == 4
+    assert [c.actual for c in cams] == [f.parent.name for f in learn.dls.valid_ds.items[:4]]
+    item = learn.dls.valid_ds.items[2]
+    alone = learn.gradcam(item)
+    assert torch.allclose(cams[2].map, alone.map, atol=1e-6)
+    assert (cams[2].pred, cams[2].image) == (alone.pred, alone.image)
+    assert cams._repr_png_().startswith(b"\x89PNG")
+
+
+def test_training_images_are_shown_as_validation_sees_them(learn):
+    cams = learn.show_gradcam(ds_idx=0, max_n=2, shuffle=False)
+    assert [c.actual for c in cams] == [f.parent.name for f in learn.dls.train_ds.items[:2]]
+    assert np.array_equal(cams[0].image, learn.gradcam(learn.dls.train_ds.items[0]).image)
+
+
+def test_other_images_come_each_time_and_nothing_of_the_learner_changes(learn):
+    before = state_around(learn.model)
+    seen = {tuple(c.image.tobytes()[:64] for c in learn.show_gradcam(max_n=2)) for _ in range(6)}
+    assert len(seen) > 1
+    assert not differences(before, state_around(learn.model))
+
+
+def test_a_cell_says_the_label_and_whether_the_prediction_is_right(learn):
+    for cam in learn.show_gradcam(max_n=4, shuffle=False, target=learn.dls.vocab[0]):
+        cell = cam._cell()
+        assert cell.title == cam.actual and cell.subtitle.startswith(cam.pred)
+        assert cell.verdict == (cam.pred == cam.actual)
+        assert ("map of" in cell.note) == (cam.pred != learn.dls.vocab[0])
+
+
+def test_the_worst_predictions_have_the_map_of_what_was_predicted_and_of_what_is_true(learn):
+    with Quiet():
+        interp = ClassificationInterpretation.from_learner(learn)
+    _, worst = interp.top_losses(3)
+    cams = interp.plot_top_gradcams(3)
+    items = [learn.dls.valid_ds.items[i] for i in worst.tolist()]
+    expected = []
+    for item in items:
+        labels = list(dict.fromkeys([learn.gradcam(item).pred, item.parent.name]))
+        expected += [(item.parent.name, label) for label in labels]
+    assert [(c.actual, c.label) for c in cams] == expected
+    assert len(interp.plot_top_gradcams(2, largest=False)) >= 2
+
+
+def test_more_images_than_there_are_gives_all(learn):
+    assert len(learn.show_gradcam(max_n=1000, shuffle=False)) == len(learn.dls.valid_ds)
