@@ -19,11 +19,12 @@ COLUMNS = ("kind", "severity", "frame", "layer", "label", "items", "text", "evid
 # images of a class that are concerned, and with how far they are past the threshold.
 KINDS = {
     "non_finite": (1.0, 1.0),  # the maps hold NaN or infinity
-    "outside": (0.5, 1.0),  # right and confident while looking outside the object
+    "shortcut": (0.6, 1.0),  # right and confident across the panel, with little attention on the objects
+    "outside": (0.1, 0.9),  # right and confident while looking outside the object
     "corner": (0.4, 0.8),  # attention in one corner across the images of a class
     "border": (0.4, 0.8),  # attention on the border across the images of a class
-    "empty": (0.3, 0.8),  # nothing speaks for the explained class
-    "left_object": (0.3, 0.8),  # attention was on the object once and moved off it
+    "empty": (0.1, 0.8),  # nothing speaks for the explained class
+    "left_object": (0.2, 0.7),  # attention stayed on the object once and moved off it
     "wrong": (0.2, 0.7),  # wrong, and where it looked
     "unsettled": (0.1, 0.5),  # attention still moves late in training
 }
@@ -34,17 +35,25 @@ class Thresholds:
     """When something is a finding. All shares and probabilities are in 0…1."""
 
     confident: float = 0.8
-    """`outside`: a right prediction counts as confident from this probability."""
+    """`shortcut`, `outside`, `wrong`: a prediction counts as confident from this probability."""
+    dense: float = 2.0
+    """`shortcut`: where the attention on the object is less than this many times as dense as beside it (per area;
+    1 is even attention), it is not the object that decides. On the fish demo half of the images are above 2.6
+    without the tags, and below 1.5 with them. Needs the mask's area."""
+    dense_images: int = 5
+    """`shortcut`: so many confident and right images are needed, of which at least half are below `dense`. One
+    image alone says little: honest networks look beside the object at times."""
     on_object: float = 0.2
-    """`outside`, `corner`, `border`: an image with less of its attention inside the mask looks outside the
-    object. Meant for objects that cover a tenth to a third of the picture; used where no area is given."""
+    """`outside`, `left_object`, `corner`, `border`: an image with less of its attention inside the mask looks
+    outside the object. Meant for objects that cover a tenth to a third of the picture; used where no area is given."""
     over_chance: float = 0.75
     """The same where the mask's area is given: less than this times the area, as 1 is what attention that is
     spread evenly would give."""
     likely: float = 0.5
-    """`wrong`, `corner`, `border`: predictions of a lower probability are passed over."""
+    """`corner`, `border`: predictions of a lower probability are passed over."""
     class_images: int = 3
-    """`corner`, `border`: so many images of a class must agree."""
+    """`corner`, `border`: so many images of a class must agree. Of the other kinds, classes of fewer images share
+    a row."""
     class_share: float = 0.6
     """`corner`, `border`: such a share of the images of a class must agree."""
     corner: float = 0.3
@@ -54,9 +63,11 @@ class Thresholds:
     border_excess: float = 0.6
     """The same where the map's shape is given: so far on the way from even attention (0) to all of it (1)."""
     fall: float = 0.3
-    """`left_object`: the share inside the mask is lower by this than in the best frame of the training …"""
+    """`left_object`: the share inside the mask is lower by this than it was in two successive frames of the
+    training, in which the image was not wrong. In one frame alone it may have been there by chance. It must also
+    have ended outside the object, by `over_chance` or `on_object` …"""
     fall_to: float = 0.5
-    """… and at most this part of what it was there."""
+    """… and be at most this part of what it was."""
     late: float = 1 / 3
     """`unsettled`: the last part of the frames that counts as late, at least two of them."""
     late_frames: int = 5
@@ -103,11 +114,16 @@ def findings(
     panel = _Panel(rows, t, mask_areas or {}, map_shapes or {})
     found = list(_non_finite(panel))
     if panel.trained:
-        outside = _outside(panel)
+        shortcut, outside = _shortcut(panel), _outside(panel)
+        if len(shortcut):
+            found += _rows(panel, "shortcut", [("", shortcut)], _say_shortcut)
+        outside = outside[~outside.index.isin(shortcut.index)]
         found += _rows(panel, "outside", _by_class(outside), _say_outside)
-        found += _places(panel, set(outside.index))
+        told = {*shortcut.index, *outside.index}
+        found += _places(panel, told)
         found += _rows(panel, "empty", _by_class(_empty(panel)), _say_empty)
-        found += _rows(panel, "left_object", _by_class(_left_object(panel)), _say_left_object)
+        left = _left_object(panel)
+        found += _rows(panel, "left_object", _by_class(left[~left.index.isin(told)]), _say_left_object)
         found += _rows(panel, "wrong", _by_class(_wrong(panel)), _say_wrong)
         found += _rows(panel, "unsettled", _by_class(_unsettled(panel)), _say_unsettled)
     found.sort(key=lambda row: (-row["severity"], list(KINDS).index(row["kind"]), row["items"]))
@@ -178,6 +194,11 @@ class _Panel:
     def off_object(self):
         return self.last["mask_share"] < self.last["limit"]
 
+    @property
+    def sure(self):
+        """The images of the last frame that are right and confident."""
+        return (self.last["correct"] == 1) & (self.last["pred_prob"] >= self.thresholds.confident)
+
 
 def _ring(shape: Sequence[int]) -> float:
     return 1 - math.prod(max(n - 2, 0) / n for n in shape)
@@ -199,18 +220,32 @@ def _non_finite(panel: _Panel) -> Iterator[dict]:
     yield _row(panel, "non_finite", 1.0, since, label, hits.index, text, numbers)
 
 
+def _shortcut(panel: _Panel) -> pd.DataFrame:
+    """The images with little attention on the object, if they are most of those that are right and confident."""
+    t = panel.thresholds
+    on, area = panel.last["mask_share"], panel.last["mask_area"]
+    known = panel.sure & on.notna() & (area > 0) & (area < 1)
+    judged = panel.last[known].assign(density=(on * (1 - area) / (area * (1 - on)))[known])
+    hits = judged[judged["density"] < t.dense]
+    if len(judged) < t.dense_images or 2 * len(hits) < len(judged):
+        return judged.iloc[:0]
+    # The images that are not concerned weigh as the others do: by how much of the sure ones it is.
+    return hits.assign(sure=len(judged), strength=1 - judged["density"].clip(upper=t.dense).mean() / t.dense)
+
+
 def _outside(panel: _Panel) -> pd.DataFrame:
-    last = panel.last
-    hits = last[panel.off_object & (last["correct"] == 1) & (last["pred_prob"] >= panel.thresholds.confident)]
+    hits = panel.last[panel.off_object & panel.sure]
     return hits.assign(strength=1 - hits["mask_share"] / hits["limit"])
 
 
 def _empty(panel: _Panel) -> pd.DataFrame:
-    return panel.last[panel.last["evidence"] == 0].assign(strength=1.0)
+    hits = panel.last[panel.last["evidence"] == 0]
+    # Where another class is predicted, it is no wonder that nothing speaks for the explained one.
+    return hits.assign(strength=np.where(hits["correct"] == 0, 0.25, 1.0))
 
 
 def _wrong(panel: _Panel) -> pd.DataFrame:
-    hits = panel.last[(panel.last["correct"] == 0) & (panel.last["pred_prob"] >= panel.thresholds.likely)]
+    hits = panel.last[(panel.last["correct"] == 0) & (panel.last["pred_prob"] >= panel.thresholds.confident)]
     return hits.assign(strength=hits["pred_prob"] * np.where(panel.off_object[hits.index], 1.0, 0.6))
 
 
@@ -219,15 +254,18 @@ def _left_object(panel: _Panel) -> pd.DataFrame:
     for item, rows in _same_target(panel):
         rows = rows[~(rows["epoch"] < 0) & ~np.isnan(rows["mask_share"])]
         frames, shares = rows["frame"], rows["mask_share"]
-        if len(shares) < 2 or frames[-1] != panel.frame:
+        if len(shares) < 3 or frames[-1] != panel.frame or not panel.off_object[item]:
             continue
-        best = int(shares[:-1].argmax())
-        fall = shares[best] - shares[-1]
-        if fall >= t.fall and shares[-1] <= t.fall_to * shares[best]:
-            steepest = best + 1 + int(np.diff(shares[best:]).argmin())
+        # Of two frames the lower share is where the attention stayed; a frame that was wrong holds none.
+        held = np.where(rows["correct"][:-1] == 0, 0.0, shares[:-1])
+        held = np.minimum(held[:-1], held[1:])
+        best = int(held.argmax())
+        fall = held[best] - shares[-1]
+        if fall >= t.fall and shares[-1] <= t.fall_to * held[best]:
+            steepest = best + 2 + int(np.diff(shares[best + 1 :]).argmin())
             found[item] = {
-                "mask_share_before": shares[best],
-                "frame_before": int(frames[best]),
+                "mask_share_before": held[best],
+                "frame_before": int(frames[best + 1]),
                 "fell_in": int(frames[steepest]),
                 "strength": fall,
             }
@@ -332,7 +370,7 @@ def _corner(y: float, x: float, margin: float) -> str:
 
 # Columns of the hits that are numbers behind a finding. Frames have no mean.
 BEHIND = (
-    "prob pred_prob mask_share mask_area border_share centroid_y centroid_x mask_share_before "
+    "prob pred_prob mask_share mask_area density border_share centroid_y centroid_x mask_share_before "
     "similarity_late shift_late"
 ).split()
 BEHIND_FRAMES = ("frame_before", "fell_in", "late_from")
@@ -341,13 +379,17 @@ Say = Callable[[_Panel, pd.DataFrame, dict], str]
 
 
 def _rows(panel: _Panel, kind: str, groups: Groups, say: Say) -> Iterator[dict]:
-    """A row for each class, or one for all where there are many classes."""
-    if len({label for label, _ in groups}) > panel.thresholds.classes:
+    """A row for each class, or one for all where there are many classes; classes of few images share one."""
+    t = panel.thresholds
+    if len({label for label, _ in groups}) > t.classes:
         groups = [("", pd.concat([group for _, group in groups]))]
+    few = [group for _, group in groups if len(group) < t.class_images]
+    if len(few) > 1:
+        groups = [pair for pair in groups if len(pair[1]) >= t.class_images] + [("", pd.concat(few))]
     low, high = KINDS[kind]
     for label, group in groups:
         judged = panel.last[panel.last["label"] == label] if label else panel.last
-        n, of = len(group), len(judged)
+        n, of = len(group), int(group["sure"].iloc[0]) if kind == "shortcut" else len(judged)
         strength = float(group["strength"].fillna(0).clip(0, 1).mean())
         # One odd image says less than three that agree.
         severity = low + (high - low) * strength * (n / of) * n / (n + 1)
@@ -407,6 +449,13 @@ def _where(group: pd.DataFrame) -> str:
         return ""
     place = names.pop()
     return f"in the {place}" if place == "middle" else f"in the {place} part of the picture"
+
+
+def _say_shortcut(panel, group, e) -> str:
+    return (
+        f"{_say_outside(panel, group, e)}; so it is in {e['images']} of the {e['of']} images that are right and "
+        "this sure: is there a tag, a watermark or a telling background beside it?"
+    )
 
 
 def _say_outside(panel, group, e) -> str:
