@@ -1,7 +1,7 @@
 """Plain PyTorch, no fastai learner: a network of three convolutions on Fashion-MNIST, explained at each of them.
 
-    python examples/fashion_mnist.py                                        downloads the data
-    python examples/fashion_mnist.py --data /usr/share/datasets/fashion-mnist  the folder of its four .gz files
+python examples/fashion_mnist.py                                        downloads the data
+python examples/fashion_mnist.py --data /usr/share/datasets/fashion-mnist  the folder of its four .gz files
 """
 
 import argparse

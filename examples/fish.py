@@ -1,7 +1,7 @@
 """Which part of a fish tells its species? A resnet34 on the fish set, watched epoch by epoch.
 
-    python examples/fish.py                      draws a small fish set and trains on it
-    python examples/fish.py path/to/Fish_Dataset  Kaggle's "A Large Scale Fish Dataset", the same layout
+python examples/fish.py                      draws a small fish set and trains on it
+python examples/fish.py path/to/Fish_Dataset  Kaggle's "A Large Scale Fish Dataset", the same layout
 """
 
 import argparse

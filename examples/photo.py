@@ -1,7 +1,7 @@
 """A pretrained torchvision network on one photo: what it sees, and where, for the classes that you choose.
 
-    python examples/photo.py photo.jpg
-    python examples/photo.py dog_and_cat.png --arch squeezenet1_1 --classes "bull mastiff" "tiger cat"
+python examples/photo.py photo.jpg
+python examples/photo.py dog_and_cat.png --arch squeezenet1_1 --classes "bull mastiff" "tiger cat"
 """
 
 import argparse
@@ -48,6 +48,8 @@ cells = [Cell(photo, None, "the photo", f"{photo.width}×{photo.height} pixels")
 for c, map in zip(classes, cams.maps[0][0].numpy()):
     cells.append(Cell(overlay(photo, map, alpha=0.4, cmap="jet"), None, names[c], f"{probs[c]:.1%}"))
     peak = divmod(int(map.argmax()), map.shape[1])
-    print(f"{names[c]}: {probs[c]:.1%}, looks most at {(peak[1] + 0.5) / map.shape[1]:.0%} across, {(peak[0] + 0.5) / map.shape[0]:.0%} down")
+    print(
+        f"{names[c]}: {probs[c]:.1%}, looks most at {(peak[1] + 0.5) / map.shape[1]:.0%} across, {(peak[0] + 0.5) / map.shape[0]:.0%} down"
+    )
 grid(cells, f"{args.arch}, layer {cams.layers[0]}", columns=len(cells), tile=max(photo.size)).save(args.out)
 print("picture:", args.out)

@@ -32,7 +32,9 @@ except Exception as error:
     model = models.vgg16(weights=None).eval()
 
 photo = ImageOps.fit(Image.open(args.photo).convert("RGB"), (224, 224))
-prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+prepare = transforms.Compose(
+    [transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+)
 x = prepare(photo)[None]
 layer = model.features[28]
 

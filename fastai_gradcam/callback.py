@@ -300,6 +300,7 @@ class GradCAMCallback(Callback):
                 "used.",
                 stacklevel=2,
             )
+        _refuse_own_pictures(learn)
         self._panel = build_panel(learn, s["n"], s["items"], s["seed"], s["masks"])
         self._task = task_of(learn.dls, self._loss_func)
         self._vocab = self._task.vocab
@@ -553,6 +554,19 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _numpy(x: Tensor) -> np.ndarray:
     return x.detach().float().cpu().numpy() if x.is_floating_point() else x.detach().cpu().numpy()
+
+
+def _refuse_own_pictures(learn: Learner) -> None:
+    "A run saved among the images is read as more of them by the next `get_image_files`."
+    for dataset in (getattr(learn.dls, "train_ds", None), getattr(learn.dls, "valid_ds", None)):
+        items = getattr(dataset, "items", None)
+        folders = {i.parent for i in (() if items is None or hasattr(items, "iloc") else items) if isinstance(i, Path)}
+        for folder in folders:
+            if (folder.parent / "run.json").exists() and folder.name in ("panel", "frames"):
+                raise ValueError(
+                    f"The learner's data holds pictures that a run of this callback saved: {str(folder)!r} is read as a "
+                    "class. Move the runs out of the images' folder, and give the callback path= elsewhere."
+                )
 
 
 def _timestamp(folder: Path) -> str:

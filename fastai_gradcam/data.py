@@ -14,6 +14,7 @@ from fastai.data.core import Datasets, TfmdLists
 from fastai.data.load import DataLoader, SkipItemException
 from fastai.torch_core import to_device
 from fastai.vision.core import PILImage
+from fastcore.foundation import CollBase
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from .suggest import one_of
 
 __all__ = [
     "as_item",
+    "as_list",
     "class_index",
     "encode",
     "for_model",
@@ -177,6 +179,11 @@ def to_image(x: Tensor) -> Image.Image:
     if len(array) == 2:
         array = array[:1]
     return Image.fromarray(array[0] if len(array) == 1 else array[:3].transpose(1, 2, 0)).convert("RGB")
+
+
+def as_list(value: Any) -> list | None:
+    "`value` as a list where it is one in the eyes of a fastai user (list, tuple, `L`, a vocabulary), else `None`."
+    return list(value) if isinstance(value, (list, tuple, CollBase)) else None
 
 
 def item_name(item: Any, index: int, root: Path | None = None) -> str:

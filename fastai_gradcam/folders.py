@@ -56,7 +56,9 @@ def read_folder(path: str | Path, seed: int = 42) -> ImageFolder:
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"There is no folder {str(path)!r}.")
-    files = sorted(get_image_files(path))
+    runs = {file.parent for file in path.rglob("run.json")}
+    # Pictures of a run that was saved below the images are no images to learn from.
+    files = sorted(f for f in get_image_files(path) if runs.isdisjoint(f.parents))
     names = {f.parent for f in files}
     # A folder "<Name> GT" beside a folder "<Name>" holds that one's masks.
     masks = {p for p in names if p.name.endswith(" GT") and p.with_name(p.name[:-3]) in names}
@@ -93,13 +95,14 @@ def _by_first_folder(path: Path, train: str, valid: str) -> Callable:
 
 
 def _a_fifth_of_each(seed: int) -> Callable:
-    "Validates on a random fifth of each class, and on at least one: a random fifth of all may leave a class out."
+    "Validates on a random fifth of each class, and on at least one of several: a fifth of all may miss a class."
 
     def split(items):
         draw, valid = random.Random(seed), set()
         for label in sorted({parent_label(f) for f in items}):
             own = [i for i, f in enumerate(items) if parent_label(f) == label]
-            valid.update(draw.sample(own, max(1, round(len(own) / 5))))
+            # A class of one image is learned, not validated on.
+            valid.update(draw.sample(own, min(len(own) - 1, max(1, round(len(own) / 5)))))
         return [i for i in range(len(items)) if i not in valid], sorted(valid)
 
     return split

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from weakref import WeakKeyDictionary
 
@@ -49,14 +49,21 @@ def named_layers(model: nn.Module, layer: Layer) -> list[tuple[str, nn.Module]]:
             one = unwrap(one)
             if one not in names:
                 raise ValueError(f"The layer {type(one).__name__} is not a module of this {type(model).__name__}.")
+            if one is model:
+                raise ValueError(f"The layer is the whole {type(model).__name__}; choose one of its parts.")
             found.append((names[one], one))
         elif isinstance(one, str):
             if one not in modules or one == "":
-                raise ValueError(one_of("layer", one, [n for n in modules if n]))
+                raise ValueError(one_of("layer", one, _outermost_first(modules)))
             found.append((one, modules[one]))
         else:
             raise TypeError(f"layer must be None, a module, a dotted name, or a list of these, got {one!r}.")
     return found
+
+
+def _outermost_first(names: Iterable[str]) -> list[str]:
+    "Names in the order in which a person looks for them: the parts of a network before the parts of its parts."
+    return sorted((n for n in names if n), key=lambda n: n.count("."))
 
 
 def spatial(output: Tensor, x_shape: Sequence[int], reshape: Reshape | None = None) -> Reshape | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .cam import CAMs
 from .cam import gradcam as cams_of
-from .data import encode, for_model, item_name, loader_of, picture, read
+from .data import as_list, encode, for_model, item_name, loader_of, picture, read
 from .guard import unchanged
 from .layers import named_layers, unwrap
 from .methods import resolve_method
@@ -168,7 +168,8 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     Raises `ValueError`, `TypeError` or `FileNotFoundError`, naming what was given and what would do, for an item that
     is no image, a label or index outside of the vocabulary, or a layer that does not exist or has no space.
     """
-    items = list(item) if isinstance(item, (list, tuple)) else [item]
+    listed = as_list(item)
+    items = [item] if listed is None else listed
     if not items:
         raise ValueError("There is no image in []: give at least one.")
     model, task = unwrap(self.model), task_of(self.dls, self.loss_func)
@@ -185,7 +186,7 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
             for explained in explained_images(cams, images[at : at + len(x)], task, target is None):
                 per_item.append(len(explained))
                 found += explained
-    asked_for_one = not any(isinstance(given, (list, tuple)) for given in (item, target, layer))
+    asked_for_one = all(as_list(given) is None for given in (item, target, layer))
     if len(found) == 1 and asked_for_one and not (isinstance(layer, str) and layer == "all"):
         return found[0]
     uneven, most = len(set(per_item)) > 1, max(per_item)
@@ -223,7 +224,7 @@ def explained_images(
     """
     categories = cams.target is not None
     probs = task.probabilities(cams.output) if categories else None
-    answers = task.answers(cams.output) if categories else None
+    answers = _answers(task, cams.output)
     several = categories and cams.target.ndim == 2
     for i, image in enumerate(images):
         found = []
@@ -244,6 +245,14 @@ def explained_images(
         yield found
 
 
+def _answers(task: Task, output: Any):
+    try:
+        return task.answers(output)
+    except (TypeError, ValueError, RuntimeError):
+        # A callable target is there for outputs of any kind; not all of them are answers.
+        return None
+
+
 def resolve_layer(learn: Learner, layer: Any) -> list[str]:
     """`layer` of a learner as dotted names: an int `i` is `learn.model[0][i]`, `"all"` every child of `learn.model[0]`.
 
@@ -252,8 +261,9 @@ def resolve_layer(learn: Learner, layer: Any) -> list[str]:
     model = unwrap(learn.model)
     if isinstance(layer, str) and layer == "all":
         return [f"0.{i}" for i in range(len(_body(model)))]
-    if isinstance(layer, (list, tuple)) and layer:
-        return [name for one in layer for name in resolve_layer(learn, one)]
+    several = as_list(layer)
+    if several:
+        return [name for one in several for name in resolve_layer(learn, one)]
     if isinstance(layer, int) and not isinstance(layer, bool):
         count = len(_body(model))
         if not -count <= layer < count:

@@ -63,7 +63,13 @@ def build_panel(
         items = _listed(items, getattr(valid, "items", None), getattr(dls, "path", None))
         if not items:
             raise ValueError("items=[] leaves nothing to watch: give at least one image, or n= to choose for you.")
-    if items is not None and not all(isinstance(i, (int, np.integer)) for i in items):
+    if items is not None and not all(map(_is_index, items)):
+        for i, item in enumerate(items):
+            if item is None or isinstance(item, (bool, float)) or _is_index(item):
+                raise TypeError(
+                    f"items must be indices into the validation set, or items as the data source has them (paths, rows), "
+                    f"all of one kind; items[{i}] is {item!r}."
+                )
         dl, sources, indices = _loader_of(dls, items), items, list(range(len(items)))
     else:
         size = len(valid) if valid is not None else 0
@@ -128,13 +134,23 @@ def _file(item: str | Path, root: Path | None) -> Path:
     return Path(root, item) if root is not None and not Path(item).exists() else Path(item)
 
 
+def _is_index(item: Any) -> bool:
+    return isinstance(item, (int, np.integer)) and not isinstance(item, bool)
+
+
 def _loader_of(dls, items):
+    "A loader of `items` with their labels, or without, and with a warning, where one of them has none that is known."
     try:
-        return dls.test_dl(items, with_labels=True, num_workers=0, shuffle=False)
+        dl = dls.test_dl(items, with_labels=True, num_workers=0, shuffle=False)
+        for labels in getattr(dl.dataset, "tls", [])[dl.n_inp :]:
+            for i in range(len(items)):
+                labels[i]
+        return dl
     except Exception as error:
         reason = " ".join(str(error).split())
         warnings.warn(
-            f"The labels of items= could not be read ({type(error).__name__}: {reason}); the panel goes without.",
+            f"The labels of items= could not be read ({type(error).__name__}: {reason}); the panel goes without. "
+            "target='true' needs labels: give items as the data source has them, or indices into the validation set.",
             stacklevel=2,
         )
         return dls.test_dl(items, num_workers=0, shuffle=False)

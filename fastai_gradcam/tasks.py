@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import class_index, vocabulary
+from .data import as_list, class_index, vocabulary
 from .suggest import one_of
 from .targets import Decided, class_scores, main_output, predicted, regions
 
@@ -64,7 +64,8 @@ class Task:
             return Decided(self._scores, self._default)
         if hasattr(wanted, "tolist"):
             wanted = wanted.tolist()
-        several = isinstance(wanted, (list, tuple))
+        wanted = wanted if as_list(wanted) is None else as_list(wanted)
+        several = isinstance(wanted, list)
         if several and not wanted:
             raise ValueError("target=[] names no class to explain.")
         if self.kind == REGRESSION:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fastai.vision.all  # noqa: F401  (gives Learner its schedules, its progress bar and its export)
@@ -17,6 +18,7 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import vision_learner
 
 from .callback import GradCAMCallback
+from .data import opened
 from .folders import ImageFolder
 from .suggest import one_of
 
@@ -52,18 +54,24 @@ def train(
         if number <= 0:
             raise ValueError(f"{what} must be positive, got {number}.")
     network = _network(arch)
-    watch = GradCAMCallback(
-        n=n, layer=_number(layer), method=method, masks=folder.masks, path=out, name=name, seed=seed
-    )
-    set_seed(seed)
-    learn, pretrained = _learner(folder, network, size, bs, num_workers, augment, watch, say)
-    settings = {"epochs": epochs, "lr": lr} if pretrained else {"epochs": epochs, "lr": lr, **(scratch or {})}
-    say(f"training {arch} on {len(learn.dls.train_ds)} images, watching {n} of {len(learn.dls.valid_ds)} others")
-    say(f"grids appear in {Path(out, name or '<time>')}/frames while it learns")
-    if pretrained:
-        learn.fine_tune(settings["epochs"], settings["lr"])
-    else:
-        learn.fit_one_cycle(settings["epochs"], settings["lr"])
+    if name is not None and Path(out, name).exists():
+        raise ValueError(f"There is a run {name!r} in {str(out)!r} already: choose another name.")
+    with _naming_broken_images(folder.items):
+        set_seed(seed)
+        dls = folder.dataloaders(size, bs, num_workers, augment)
+        others = len(dls.valid_ds)
+        watch = GradCAMCallback(
+            n=min(n, others), layer=_number(layer), method=method, masks=folder.masks, path=out, name=name, seed=seed
+        )
+        learn, pretrained = _learner(dls, network, folder.path, watch, say)
+        settings = {"epochs": epochs, "lr": lr} if pretrained else {"epochs": epochs, "lr": lr, **(scratch or {})}
+        watched = f"{n} of {others} others" if n < others else f"all {others} others"
+        say(f"training {arch} on {len(dls.train_ds)} images, watching {watched}")
+        say(f"grids appear in {Path(out, name or '<time>')}/frames while it learns")
+        if pretrained:
+            learn.fine_tune(settings["epochs"], settings["lr"])
+        else:
+            learn.fit_one_cycle(settings["epochs"], settings["lr"])
     return learn
 
 
@@ -86,9 +94,8 @@ def _number(layer: int | str | None) -> int | str | None:
     return int(layer) if isinstance(layer, str) and layer.lstrip("-").isdecimal() else layer
 
 
-def _learner(folder, network, size, bs, num_workers, augment, watch, say) -> tuple[Learner, bool]:
-    dls = folder.dataloaders(size, bs, num_workers, augment)
-    common = {"metrics": accuracy, "path": folder.path, "cbs": watch}
+def _learner(dls, network, path, watch, say) -> tuple[Learner, bool]:
+    common = {"metrics": accuracy, "path": path, "cbs": watch}
     try:
         return vision_learner(dls, network, pretrained=True, **common), True
     except Exception as error:
@@ -116,6 +123,20 @@ def scratch_learner(dls: DataLoaders, arch: Callable, **kwargs) -> Learner:
     learn.model.to(memory_format=torch.channels_last)
     learn.unfreeze()
     return learn
+
+
+@contextmanager
+def _naming_broken_images(files: Iterable[Path]) -> Iterator[None]:
+    "Which of thousands of images it was that broke off, the loader does not say: the first such is looked for."
+    try:
+        yield
+    except OSError as error:
+        for file in files:
+            try:
+                opened(file)
+            except (ValueError, FileNotFoundError) as broken:
+                raise ValueError(str(broken)) from error
+        raise
 
 
 def _first_line(error: Exception) -> str:

@@ -61,7 +61,9 @@ def make_run(
             for item in range(n):
                 for k in range(classes):
                     key = (layer, item, k)
-                    row = _row(rng, maps[item, k], previous.get(key), first.get(key), panel[item], boxes[item], progress)
+                    row = _row(
+                        rng, maps[item, k], previous.get(key), first.get(key), panel[item], boxes[item], progress
+                    )
                     target = panel[item]["label"] if classes == 1 else labels[k % len(labels)]
                     row |= {"frame": frame, "fit": fit, "epoch": epoch, "item": item, "layer": layer, "target": target}
                     row |= _answer(blobs, item, progress, panel[item]["label"], labels)
@@ -228,4 +230,3 @@ def _write_history(path, rows):
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-

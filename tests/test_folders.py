@@ -97,10 +97,34 @@ def test_a_network_from_scratch_begins_with_blocks_that_change_nothing(fish):
 
 
 def test_an_unknown_network_is_answered_with_the_nearest(fish, tmp_path):
-    with pytest.raises(ValueError, match="no network 'resnet33'. Did you mean 'resnet"):
+    with pytest.raises(ValueError, match=r"no network 'resnet33'\. Did you mean 'resnet"):
         train(read_folder(fish), arch="resnet33", out=tmp_path)
 
 
 def test_numbers_that_make_no_training_are_refused(fish, tmp_path):
     with pytest.raises(ValueError, match="epochs must be positive, got 0"):
         train(read_folder(fish), epochs=0, out=tmp_path)
+
+
+def test_pictures_of_runs_below_the_images_are_no_images(tmp_path):
+    draw(tmp_path, "cat", "dog", "gradcam/first/panel", "gradcam/first/frames")
+    (tmp_path / "gradcam" / "first" / "run.json").write_text("{}")
+    assert {f.parent.name for f in read_folder(tmp_path).items} == {"cat", "dog"}
+
+
+def test_a_class_of_one_image_is_trained_on(tmp_path):
+    draw(tmp_path, "cat", "dog")
+    draw(tmp_path, "lonely", count=1)
+    dls = read_folder(tmp_path).dataloaders(32, bs=2)
+    assert list(dls.vocab) == ["cat", "dog", "lonely"]
+    assert {f.parent.name for f in dls.valid_ds.items} == {"cat", "dog"}
+
+
+def test_an_image_that_breaks_off_is_named_when_training_reaches_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    path = draw(tmp_path / "images", "cat", "dog", count=6)
+    folder = read_folder(path)
+    broken = folder.dataloaders(32, bs=2).train_ds.items[0]
+    broken.write_bytes(broken.read_bytes()[:400])
+    with pytest.raises(ValueError, match=re.escape(repr(str(broken)))):
+        train(folder, arch="squeezenet1_1", epochs=1, size=32, bs=2, out=tmp_path / "runs", say=lambda words: None)

@@ -395,9 +395,7 @@ def test_neither_torch_nor_pandas_is_needed():
         "s.loader.exec_module(u.module_from_spec(s));"
         "print(sorted({'torch', 'fastai', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code, measures.__file__], capture_output=True, text=True, check=True
-    )
+    out = subprocess.run([sys.executable, "-c", code, measures.__file__], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
@@ -471,9 +469,7 @@ def test_leading_axes_are_kept():
         assert many.shape == (2, 3)
         assert all(same(many[i], number(maps[i])) for i in np.ndindex(2, 3))
     ys, xs = centroid(maps)
-    assert all(
-        same(ys[i], centroid(maps[i])[0]) and same(xs[i], centroid(maps[i])[1]) for i in np.ndindex(2, 3)
-    )
+    assert all(same(ys[i], centroid(maps[i])[0]) and same(xs[i], centroid(maps[i])[1]) for i in np.ndindex(2, 3))
     for number in (similarity, iou_top):
         many = number(maps, others)
         assert many.shape == (2, 3)
@@ -504,7 +500,5 @@ def test_a_line_of_cells_has_two_ends_and_no_centroid():
     row = measure(np.array([1.0, 2.0, 3.0, 2.0]), previous=np.array([1.0, 2.0, 3.0, 2.0]))
     # 1 + 2 of 8
     assert row["border_share"] == pytest.approx(3 / 8)
-    assert (
-        math.isnan(row["centroid_y"]) and math.isnan(row["centroid_x"]) and math.isnan(row["centroid_shift"])
-    )
+    assert math.isnan(row["centroid_y"]) and math.isnan(row["centroid_x"]) and math.isnan(row["centroid_shift"])
     assert row["similarity_prev"] == pytest.approx(1.0)

@@ -251,7 +251,9 @@ def _bytes(maps: np.ndarray) -> tuple[str, list[float | None]]:
     peaks = maps.max((1, 2))
     share = maps / np.where(peaks > 0, peaks, 1)[:, None, None]
     cells = np.floor(share * 255 + 0.5).astype(np.uint8)
-    return _base64(cells.tobytes()), [_number(peak) if known else None for peak, known in zip(peaks, finite, strict=True)]
+    return _base64(cells.tobytes()), [
+        _number(peak) if known else None for peak, known in zip(peaks, finite, strict=True)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- the numbers
