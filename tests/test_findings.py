@@ -381,8 +381,14 @@ def test_attention_that_still_moves():
         "correlate by 0.30 and their centre moves by 3 % of the picture"
     )
     assert found["evidence"]["similarity_late"] == pytest.approx(0.3)
-    shifting = history(lambda f, i, k: {"centroid_shift": 0.2, "similarity_prev": np.nan} if i == 3 and f else {})
+    shifting = history(lambda f, i, k: {"centroid_shift": 0.2, "similarity_prev": np.nan} if i < 4 and f else {})
     assert only(findings(shifting))["evidence"]["shift_late"] == pytest.approx(0.2)
+
+
+def test_the_attention_of_a_few_images_always_moves():
+    few = history(lambda f, i, k: {"similarity_prev": 0.1} if i < 3 and f else {})
+    assert findings(few).empty
+    assert only(findings(few, thresholds=Thresholds(late_share=0.1)))["items"] == (0, 1, 2)
 
 
 def test_attention_that_has_settled_or_is_young_may_have_moved():
@@ -507,7 +513,7 @@ def many_kinds():
             return {"mask_share": 0.02}
         if i == 5:
             return {"pred": "Bass", "pred_prob": 0.85}
-        if i == 9:
+        if 8 <= i < 12:
             return {"similarity_prev": 0.4}
         return {"evidence": 0.0, "mask_share": np.nan} if i == 12 and f == 5 else {}
 

@@ -1,0 +1,100 @@
+"""The fish demo: findings name the tag that gives the species away, and are nearly silent where nothing does."""
+
+import numpy as np
+import pytest
+from fastai.torch_core import set_seed
+from fastai.vision.all import CrossEntropyLossFlat, Learner, Normalize, accuracy, imagenet_stats, vision_learner
+from torch import nn
+
+from fastai_gradcam.callback import GradCAMCallback
+from fastai_gradcam.demo import make_fish
+from fastai_gradcam.folders import read_folder
+
+SEEDS = (0, 1, 2)
+NEARLY_SILENT = 2  # rows
+SEVERE = 0.5
+
+
+@pytest.fixture(scope="module")
+def fish(tmp_path_factory):
+    "`fish(seed, shortcut)`: a folder of 180 pictures, drawn once."
+    drawn = {}
+
+    def folder(seed, shortcut):
+        if (seed, shortcut) not in drawn:
+            path = tmp_path_factory.mktemp("fish")
+            drawn[seed, shortcut] = make_fish(path, per_species=20, size=96, seed=seed, shortcut=shortcut)
+        return read_folder(drawn[seed, shortcut])
+
+    return folder
+
+
+def watch(folder, path, seed):
+    return GradCAMCallback(n=36, every=3, masks=folder.masks, path=path, seed=seed, on_error="raise")
+
+
+def fit(learn, epochs):
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, 1e-2)
+    return learn.grad_cam.run, float(learn.recorder.values[-1][-1])
+
+
+def from_scratch(folder, path, seed):
+    "A small network, whose cells see about as much as a tag: it learns the tags at once, and the fish slowly."
+    set_seed(seed)
+    dls = folder.dataloaders(96, 16, augment=False)
+    dls.add_tfms([Normalize.from_stats(*imagenet_stats)], "after_batch")
+    widths = ((3, 32, 2), (32, 64, 2), (64, 128, 2), (128, 128, 1))
+    body = [
+        nn.Sequential(nn.Conv2d(i, o, 3, stride, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+        for i, o, stride in widths
+    ]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, dls.c))
+    model = nn.Sequential(nn.Sequential(*body), head)
+    return fit(Learner(dls, model, CrossEntropyLossFlat(), metrics=accuracy, cbs=watch(folder, path, seed)), 12)
+
+
+def pretrained(folder, path, seed):
+    "A linear layer on what the first fire modules of the really pretrained SqueezeNet see, 12 × 12 cells."
+    from torchvision.models import squeezenet1_1
+
+    set_seed(seed)
+    dls = folder.dataloaders(96, 16, augment=False)
+    head = {"lin_ftrs": [], "ps": 0.0, "concat_pool": False}
+    cbs = watch(folder, path, seed)
+    learn = vision_learner(dls, squeezenet1_1, cut=lambda net: net.features[:8], metrics=accuracy, cbs=cbs, **head)
+    return fit(learn, 5)
+
+
+def assert_nearly_silent(found):
+    said = found[["severity", "text"]].to_string()
+    assert len(found) <= NEARLY_SILENT, said
+    assert not (found["severity"] >= SEVERE).any(), said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_tag_that_gives_the_species_away_is_named(fish, tmp_path, seed):
+    run, right = from_scratch(fish(seed, True), tmp_path, seed)
+    assert right > 0.8, "the network did not learn the tags"
+    found = run.findings()
+    assert found["kind"].iloc[0] == "shortcut", found["text"].tolist()
+    first = found.iloc[0]
+    assert first["severity"] >= 0.6 and len(first["items"]) >= 18
+    assert "is there a tag" in first["text"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_same_network_without_tags_gives_hardly_a_row(fish, tmp_path, seed):
+    run, right = from_scratch(fish(seed, False), tmp_path, seed)
+    assert right > 2 / 9, "the network learned nothing"
+    assert_nearly_silent(run.findings())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pretrained_network_without_tags_gives_hardly_a_row(fish, tmp_path, torch_home, seed):
+    run, right = pretrained(fish(seed, False), tmp_path, seed)
+    assert right > 0.5, "the network did not learn the fish"
+    last = run.history[run.history["frame"] == run.history["frame"].max()]
+    # Silence of a network that is never sure would say nothing.
+    assert np.sum(last["correct"].astype(bool) & (last["pred_prob"] > 0.8)) >= 5
+    assert_nearly_silent(run.findings())
