@@ -21,8 +21,9 @@ def unchanged(model: nn.Module, *others: Any) -> Iterator[None]:
     """Leave `model`, the random number generators and torch's switches as they were, however the block ends.
 
     Restores each module's attributes (`training`; what a network notes down on the way), each parameter's
-    `requires_grad` and `.grad` (which is `None` inside), each buffer (it may count forward passes), the states of python's, numpy's and torch's generators, on every
-    CUDA device in use, the grad mode, the autocast state and the cudnn flags. `others`: more modules to look after,
+    `requires_grad` and `.grad` (which is `None` inside), each buffer (it may count forward passes), the states of
+    python's, numpy's and torch's generators, on every CUDA device in use, the grad mode, the autocast state and the
+    cudnn flags. `others`: more modules to look after,
     such as a loss function's; what is no module is left alone.
     """
     modules = [m for root in (model, *others) if isinstance(root, nn.Module) for m in root.modules()]
