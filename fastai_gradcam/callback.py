@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -117,6 +122,8 @@ class GradCAMCallback(Callback):
             raise ValueError(f"on_error must be 'warn' or 'raise', got {on_error!r}.")
         if name is not None and (not name or Path(name).name != name or name in (".", "..")):
             raise ValueError(f"name must be the name of one folder, got {name!r}.")
+        if show and find_spec("IPython") is None:
+            raise ValueError("show=True needs IPython, which is not installed: pip install ipython.")
         if resume and name is None:
             raise ValueError("resume=True needs the name= of the run to go on with.")
         resolve_method(method)
@@ -228,6 +235,7 @@ class GradCAMCallback(Callback):
         # What interrupts the training is on its way to the user: nothing of ours takes its place.
         raising = None if status == "finished" else False
         with self._harmless("closing the run", raising):
+            self._recorder.after_frame.stop()
             self._recorder.close(status)
         with self._harmless("drawing the run", raising):
             publish(self._recorder.path)
@@ -285,12 +293,19 @@ class GradCAMCallback(Callback):
         folder = Path(s["path"] if s["path"] is not None else Path(learn.path) / "gradcam")
         path = folder / (s["name"] or _timestamp(folder))
         exists = path.exists()
+        if exists and _leftover(path):
+            shutil.rmtree(path)
+            exists = False
         if exists and not (path / "run.json").exists():
             raise ValueError(f"{str(path)!r} exists and holds no run: choose another name=.")
         if exists and not s["resume"] and not _of_this_learner(path, learn):
             raise ValueError(
                 f"There is a run {path.name!r} in {str(folder)!r} already: choose another name=, or go on with it by "
                 "resume=True."
+            )
+        if exists and s["resume"] and _written_by_another_process(path):
+            raise ValueError(
+                f"Another process is writing the run {path.name!r} now: wait for it, or choose another name=."
             )
         if exists and any(cb._run is not None and cb._run.path == path for cb in _armed):
             raise ValueError(f"Another callback is writing the run {path.name!r}: give each a name= of its own.")
@@ -400,13 +415,17 @@ class GradCAMCallback(Callback):
                 self._recorder.flush()
         if failure is not None:
             self._failed(f"frame {frame.frame}", failure)
-        else:
-            for logger in [*(self._settings["loggers"] or ()), *loggers_of(self.learn)]:
-                self._log(logger, frame)
+        loggers = [*(self._settings["loggers"] or ()), *loggers_of(self.learn)]
+        if failure is None and (loggers or self._shown is not None):
+            # They read the frame's files. Where those could not be written, that is the one thing to tell.
+            self._recorder.flush()
+            if self._recorder.has(frame.frame):
+                for logger in loggers:
+                    self._log(logger, frame)
+                if self._shown is not None:
+                    with self._harmless(f"showing frame {frame.frame}"):
+                        self._shown.show(self._run.grid(frame.frame))
         self._report_errors()
-        if self._shown is not None and not frame.error:
-            with self._harmless(f"showing frame {frame.frame}"):
-                self._shown.show(self._run.grid(frame.frame))
 
     def _log(self, logger: Callable[[Run, dict], None], frame: Frame) -> None:
         name = getattr(logger, "__name__", None) or type(logger).__name__
@@ -554,6 +573,24 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _numpy(x: Tensor) -> np.ndarray:
     return x.detach().float().cpu().numpy() if x.is_floating_point() else x.detach().cpu().numpy()
+
+
+def _leftover(path: Path) -> bool:
+    "Whether `path` holds nothing but the beginning of a run whose process was killed before it had a run.json."
+    if (path / "run.json").exists():
+        return False
+    made = {"panel", "frames", "maps", "history.csv", ".history.csv.part", ".run.json.part"}
+    inside = {p.name for p in path.iterdir()}
+    empty = not any(any((path / folder).glob("*")) for folder in ("frames", "maps"))
+    own = all(re.fullmatch(r"\.?\d+(-mask)?\.(jpg|png)(\.part)?", p.name) for p in (path / "panel").glob("*"))
+    return bool(inside) and inside <= made and empty and own
+
+
+def _written_by_another_process(path: Path) -> bool:
+    run = Run(path)
+    return (
+        run.status == "running" and run.info.get("host") == socket.gethostname() and run.info.get("pid") != os.getpid()
+    )
 
 
 def _refuse_own_pictures(learn: Learner) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,10 +180,17 @@ def plot(run: Run, columns: Sequence[str] = ("prob", "mask_share", "entropy", "c
     return axes
 
 
-def compare(run: Run, other: Run, frame: int = -1, items: Sequence[int] | None = None, tile: int = 160) -> Image.Image:
+def compare(
+    run: Run,
+    other: Run,
+    frame: int = -1,
+    items: Sequence[int] | None = None,
+    layer: str | None = None,
+    tile: int = 160,
+) -> Image.Image:
     """Two runs on the same panel side by side: for each image, its map in `run` and its map in `other`, RGB.
 
-    `frame`: which frame of each (negative counts from the last). Raises `ValueError` where the panels differ.
+    `frame`: which frame of each (negative counts from the last); `layer`: default the last of each. Raises `ValueError` where the panels differ.
     """
     if [p["name"] for p in run.panel] != [p["name"] for p in other.panel]:
         raise ValueError(
@@ -193,9 +201,13 @@ def compare(run: Run, other: Run, frame: int = -1, items: Sequence[int] | None =
     sides = []
     for one in (run, other):
         number = one._frame(frame)["frame"]
-        maps = next(iter(one.maps(number).values()))
-        history = one.history
-        rows = history[history["frame"] == number].drop_duplicates("item").set_index("item")
+        which = one.layers[-1] if layer is None else layer
+        maps, history = one.maps(number)[which], one.history
+        rows = (
+            history[(history["frame"] == number) & (history["layer"] == which)]
+            .drop_duplicates("item")
+            .set_index("item")
+        )
         sides.append((maps if maps.ndim == 3 else maps[:, 0], rows))
         heads.append(f"{one.name} ({one.info['arch']}, frame {number})")
     for i in items:
@@ -208,14 +220,17 @@ def compare(run: Run, other: Run, frame: int = -1, items: Sequence[int] | None =
 
 def _complete(run: Run, layer: str | None) -> tuple[list[dict], list[np.ndarray], pd.DataFrame, str]:
     "Complete frames, their maps `(n, h, w)` of one layer and first class, and the history of that layer."
-    layer = run.layers[0] if layer is None else layer
+    # The last layer says most about the class, and is the one that the findings judge.
+    layer = run.layers[-1] if layer is None else layer
     if layer not in run.layers:
         raise ValueError(f"The run has no layer {layer!r}; it has {', '.join(run.layers)}.")
     frames, maps = [], []
     for frame in run.frames:
         try:
             stored = run.maps(frame["frame"])[layer]
-        except ValueError:
+        except ValueError as error:
+            if frame["status"] == "ok":
+                warnings.warn(f"Frame {frame['frame']} is left out: {error}", stacklevel=3)
             continue
         frames.append(frame)
         maps.append(stored if stored.ndim == 3 else stored[:, 0])

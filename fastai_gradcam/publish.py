@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from .record import write_whole
+from .record import Frame, Recorder, write_whole
 from .run import Run
 
 __all__ = ["NotebookGrid", "ReportRefresher", "publish"]
@@ -21,18 +21,33 @@ _RARELY = 10
 class ReportRefresher:
     """Keeps `report.html` of a growing run up to date, for a page that is reloaded while training goes on.
 
-    Called behind each frame, on the thread that writes the run. Takes at most a tenth of that thread's time, however
-    long the run: the report is whole again when `publish` ends it.
+    Called behind each frame, on the thread that writes the run, and takes at most a tenth of that thread's time,
+    however long the run. A refresh that comes too soon is made up for as soon as it is due.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._next = 0.0
+        self._timer: threading.Timer | None = None
 
-    def __call__(self, *_: Any) -> None:
-        start = time.monotonic()
-        if start < self._next:
+    def __call__(self, recorder: Recorder, frame: Frame) -> None:
+        self.stop()
+        wait = self._next - time.monotonic()
+        if wait <= 0:
+            self._refresh()
             return
+        self._timer = threading.Timer(wait, recorder.behind, [self._refresh])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def stop(self) -> None:
+        "Make no refresh that is still due."
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+
+    def _refresh(self) -> None:
+        start = time.monotonic()
         Run(self.path).report()
         end = time.monotonic()
         self._next = end + _RARELY * (end - start)

@@ -184,6 +184,13 @@ class Recorder:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradcam")
         self._waiting.append(self._thread.submit(work, *args))
 
+    def behind(self, work: Callable[[], None]) -> None:
+        "Do `work` on the writing thread, behind what waits there; nothing where that thread has ended."
+        thread = self._thread
+        if thread is not None:
+            with suppress(RuntimeError):
+                thread.submit(work)
+
     def set_status(self, status: str) -> None:
         "Write `status` into `run.json`, behind all frames handed over."
         self.flush()
@@ -202,6 +209,10 @@ class Recorder:
             if self._thread is not None:
                 self._thread.shutdown()
                 self._thread = None
+
+    def has(self, frame: int) -> bool:
+        "Whether the frame is complete; ask behind `flush`."
+        return any(f["frame"] == frame and f["status"] == "ok" for f in self.info["frames"])
 
     def take_errors(self) -> list[str]:
         "What failed since the last call, one sentence for each frame."
@@ -314,7 +325,8 @@ def _cell(value: Any) -> str:
         return str(bool(value))
     if isinstance(value, (float, np.floating)):
         return "" if np.isnan(value) else f"{value:.6g}"
-    return " ".join(str(value).split())
+    # A row is a line; all else in a name stays as it is, so that no two become one.
+    return " ".join(str(value).splitlines())
 
 
 def _drop_rows(history: Path, complete: Collection[int]) -> None:
@@ -329,7 +341,7 @@ def _drop_rows(history: Path, complete: Collection[int]) -> None:
 def _csv(rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "replace")
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def _encoded(image: Image.Image, kind: str, **options) -> bytes:

@@ -9,6 +9,7 @@ import socket
 import warnings
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ __all__ = ["HISTORY_COLUMNS", "SCHEMA_VERSION", "Run"]
 SCHEMA_VERSION = 1
 
 HISTORY_COLUMNS = [*"frame fit epoch item layer label target prob pred pred_prob correct loss".split(), *MEASURES]
+_NEEDED = ("status", "settings", "arch", "layers", "vocab", "panel", "frames")
+_FRAME = {"frame", "fit", "epoch", "metrics", "status", "error"}
 _TEXT, _FLAGS = ("layer", "label", "target", "pred"), ("correct", "pointing_hit")
 
 
@@ -63,6 +66,11 @@ class Run:
             raise ValueError(f"{str(file)!r} is damaged: {error}") from error
         if not isinstance(version, int):
             raise ValueError(f"{str(file)!r} is damaged: its schema version is {version!r}.")
+        missing = [key for key in _NEEDED if key not in info]
+        if missing and version <= SCHEMA_VERSION:
+            raise ValueError(f"{str(file)!r} is damaged: it has no {missing[0]!r}.")
+        if version <= SCHEMA_VERSION and not all(_FRAME <= f.keys() for f in info["frames"]):
+            raise ValueError(f"{str(file)!r} is damaged: one of its frames has no {' or '.join(sorted(_FRAME))}.")
         if version > SCHEMA_VERSION:
             raise ValueError(
                 f"{str(file)!r} has schema version {version}; this fastai_gradcam reads up to {SCHEMA_VERSION}. Upgrade it."
@@ -119,22 +127,29 @@ class Run:
         number = self._frame(frame)["frame"]
         file = self.path / "maps" / f"frame-{number:03d}.npz"
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            # Opened here: numpy leaves a file that is no archive open.
+            with file.open("rb") as data, np.load(data, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"The maps of frame {number} ({str(file)!r}) cannot be read: {error}") from error
 
     def image(self, item: int) -> Image.Image:
         "Image `item` of the panel as the model sees it, RGB."
-        return _images(self.path / self.panel[item]["image"])
+        return _images(self._inside(self.panel[item]["image"]))
 
     def mask(self, item: int) -> np.ndarray | None:
         "The object's mask on image `item`, boolean `(H, W)`, or `None`."
         file = self.panel[item].get("mask")
         if not file:
             return None
-        with Image.open(self.path / file) as mask:
-            return np.asarray(mask.convert("L")) > 127
+        return np.asarray(_images(self._inside(file)).convert("L")) > 127
+
+    def _inside(self, file: str) -> Path:
+        "A file that `run.json` names: a run that somebody sent must not show what lies elsewhere on this machine."
+        found = (self.path / file).resolve()
+        if not found.is_relative_to(self.path.resolve()):
+            raise ValueError(f"The run names the file {file!r}, which lies outside of its folder {str(self.path)!r}.")
+        return found
 
     def grid(self, frame: int = -1) -> Image.Image:
         "The labelled heatmap grid of a frame, as saved during training."
@@ -183,8 +198,11 @@ class Run:
 
         masks = {p["item"]: self.mask(p["item"]) for p in self.panel}
         areas = {item: float(mask.mean()) for item, mask in masks.items() if mask is not None}
-        complete = [f["frame"] for f in self.frames if f["status"] == "ok"]
-        shapes = {layer: m.shape[-2:] for layer, m in self.maps(complete[-1]).items()} if complete else {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for frame in reversed([f["frame"] for f in self.frames if f["status"] == "ok"]):
+            with suppress(ValueError):  # a damaged file; any other frame's maps have the same shape
+                shapes = {layer: m.shape[-2:] for layer, m in self.maps(frame).items()}
+                break
         return findings(self.history, thresholds=thresholds or Thresholds(), mask_areas=areas, map_shapes=shapes)
 
     def report(self, path: str | Path | None = None) -> Path:

@@ -57,6 +57,7 @@ def test_two_hundred_frames_leave_nothing_behind(image_folder, tmp_path):
     assert last["memory"] <= 1.05 * twentieth["memory"]
     assert {s["open files"] for s in inventory.seen} == {twentieth["open files"]}
     assert {s["hooks"] for s in inventory.seen} == {0}
-    assert {s["threads"] for s in inventory.seen} == {threads + 1}
+    # The one that writes the run, and at times the timer of the report's next refresh.
+    assert {s["threads"] for s in inventory.seen} <= {threads + 1, threads + 2}
     assert threading.active_count() == threads
     assert len(os.listdir(PROC / "fd")) == files

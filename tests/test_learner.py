@@ -372,7 +372,8 @@ def test_several_images_with_several_classes_give_a_row_for_each_image(learn, ph
 def test_a_score_of_the_callers_own_is_explained_without_a_class(learn, photo):
     cam = learn.gradcam(photo, target=lambda output: output[:, 1])
     assert torch.equal(cam.map, learn.gradcam(photo, target=1).map)
-    assert (cam.target, cam.label, cam.prob, cam.pred) == (None, None, None, None)
+    assert (cam.target, cam.label, cam.prob) == (None, None, None)
+    assert cam.pred == learn.gradcam(photo).pred
     assert cam.title() == "0.2" and cam._repr_png_()
 
 

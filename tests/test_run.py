@@ -121,7 +121,7 @@ def test_class_names_stay_text_whatever_they_are(tmp_path):
 
 def test_a_line_break_in_a_class_name_is_a_space_in_the_history(tmp_path):
     run = recorded(tmp_path / "run", ["two\nlines", "carriage\r\nreturn", "tab\there"])
-    assert list(run.history.query("frame == 0")["label"]) == ["two lines", "carriage return", "tab here"]
+    assert list(run.history.query("frame == 0")["label"]) == ["two lines", "carriage return", "tab\there"]
     assert run.vocab[0] == "two\nlines"
     assert len(run.history) == 9
     run.grid(0), run.evolution()
