@@ -25,7 +25,7 @@ from ._version import __version__
 from .render import Cell, grid
 from .run import HISTORY_COLUMNS, SCHEMA_VERSION
 
-__all__ = ["Frame", "Recorder", "heading", "reason_of", "write_whole"]
+__all__ = ["Frame", "Recorder", "append", "heading", "reason_of", "write_whole"]
 
 # Frames that may wait for a slow disk before training waits too.
 _MOST_WAITING = 2
@@ -69,6 +69,22 @@ def write_whole(file: Path, data: bytes) -> None:
         os.replace(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def append(file: Path, data: bytes) -> None:
+    """Append all of `data` to `file`, or nothing.
+
+    Unlike `write_whole` it costs the same however long the file is. Where the process is killed on the way, a part may
+    stay; it belongs to a frame that `run.json` does not name, which readers leave out.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("ab") as out:
+            out.write(data)
+    except BaseException:
+        with suppress(OSError):
+            os.truncate(file, size)
         raise
 
 
@@ -260,9 +276,8 @@ class Recorder:
             drawn = frame_grid(frame, self.images, [p["label"] for p in self.info["panel"]])
             # Level 1 takes a third of the time of the default and a tenth more space.
             write_whole(picture, _encoded(drawn, "PNG", compress_level=1))
-            history = self.path / "history.csv"
             rows = [[_cell(row.get(c)) for c in HISTORY_COLUMNS] for row in frame.rows]
-            write_whole(history, history.read_bytes() + _csv(rows))
+            append(self.path / "history.csv", _csv(rows))
         except BaseException:
             # A failed frame has no files, and on a full disk `run.json` needs their room to say so.
             for file in (maps, picture):
@@ -333,7 +348,9 @@ def _drop_rows(history: Path, complete: Collection[int]) -> None:
     "Leave out the rows of a frame at which the writing process was killed: its number will be given again."
     with history.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    kept = [row for row in rows if row and row[0] in set(map(str, complete))]
+    known = set(map(str, complete))
+    # A row that was cut short may have lost digits of its frame's number.
+    kept = [row for row in rows if len(row) == len(header) and row[0] in known]
     if len(kept) < len(rows):
         write_whole(history, _csv([header, *kept]))
 

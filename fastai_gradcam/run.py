@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import socket
@@ -246,8 +247,7 @@ def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
     rows = [HISTORY_COLUMNS]
     if file.exists():
         try:
-            with file.open(encoding="utf-8", newline="") as lines:
-                rows = [row for row in csv.reader(lines) if row] or rows
+            rows = [row for row in csv.reader(io.StringIO(_whole_text(file.read_bytes()), newline="")) if row] or rows
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{str(file)!r} is damaged: {error}") from error
     header, *rows = rows
@@ -256,7 +256,8 @@ def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
         raise ValueError(f"{str(file)!r} is damaged: it has no column {missing[0]!r}.")
     flags = [header.index(c) for c in _FLAGS]
     whole = [r for r in rows if len(r) == len(header) and all(r[i] in ("True", "False", "") for i in flags)]
-    if len(whole) < len(rows):
+    writing = rows and rows[-1][0] not in {str(frame) for frame in frames}  # the last row is of a frame on its way
+    if len(whole) < len(rows) and not (writing and whole == rows[:-1]):
         warnings.warn(f"{file.name}: a damaged row is left out.", stacklevel=3)
     # A class may be called "NA" or "null": only numbers are undefined where they are empty.
     table = pd.DataFrame(whole, columns=header, dtype=str)
@@ -268,6 +269,16 @@ def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
     for column in _FLAGS:
         table[column] = table[column].map({"True": True, "False": False}).astype("boolean")
     return table
+
+
+def _whole_text(data: bytes) -> str:
+    "Text that may end within a character, where its writer was killed; a spreadsheet puts a mark before it."
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start <= data.rfind(b"\n"):
+            raise
+        return data[: error.start].decode("utf-8-sig")
 
 
 def _images(file: Path) -> Image.Image:

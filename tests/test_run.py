@@ -18,7 +18,7 @@ from report_fixture import LABELS, make_run
 
 from fastai_gradcam import Run
 from fastai_gradcam.pictures import title
-from fastai_gradcam.record import Frame, Recorder
+from fastai_gradcam.record import Frame, Recorder, append
 from fastai_gradcam.render import RIGHT, WRONG
 from fastai_gradcam.run import HISTORY_COLUMNS
 
@@ -226,6 +226,56 @@ def test_half_a_row_at_the_end_is_left_out_with_a_warning(cut, run):
     with pytest.warns(UserWarning, match="damaged row"):
         left = run.history
     pd.testing.assert_frame_equal(left, whole[:-1])
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, -2])
+def test_the_rows_of_a_frame_that_is_being_written_are_left_out_without_a_word(cut, run):
+    whole, file = run.history, run.path / "history.csv"
+    last = file.read_bytes().splitlines(keepends=True)[-1]
+    row = b"77" + last[last.index(b",") :]
+    with file.open("ab") as out:
+        out.write(row + row[:cut])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pd.testing.assert_frame_equal(run.history, whole)
+
+
+def test_a_history_cut_within_a_character_keeps_its_whole_rows(tmp_path):
+    run = recorded(tmp_path / "run", ["鱼", "魚"])
+    whole, file = run.history, run.path / "history.csv"
+    data = file.read_bytes()
+    file.write_bytes(data[: data.rindex("魚".encode()) + 1])
+    with pytest.warns(UserWarning, match="damaged row"):
+        pd.testing.assert_frame_equal(run.history, whole[:-1])
+
+
+def test_a_history_that_a_spreadsheet_saved_is_the_same(run):
+    whole, file = run.history, run.path / "history.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pd.testing.assert_frame_equal(run.history, whole)
+
+
+def test_a_frame_adds_to_the_history_and_rewrites_nothing_of_it(tmp_path):
+    run = recorded(tmp_path / "run", ["a", "b"], frames=2)
+    file = run.path / "history.csv"
+    before, inode = file.read_bytes(), file.stat().st_ino
+    append(file, b"a row\n")
+    assert file.stat().st_ino == inode and file.read_bytes() == before + b"a row\n"
+
+
+def test_what_cannot_be_added_whole_is_not_added(tmp_path):
+    file = tmp_path / "history.csv"
+    file.write_bytes(b"x" * 900)
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from fastai_gradcam.record import append\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "append(Path(sys.argv[1]), b'y' * 500)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+    assert "File too large" in done.stderr, done.stderr
+    assert file.read_bytes() == b"x" * 900
 
 
 def test_a_history_that_is_no_text_is_damaged(run):
