@@ -14,10 +14,16 @@ from .guard import evaluating
 from .hooks import Restart
 from .layers import Layer, Reshape, default_layer, named_layers, spatial, unwrap
 from .methods import Method, resolve_method
-from .smoothing import noisy_copies, views
+from .smoothing import as_it_is, noisy_copies, views
 from .targets import Decided, Target, scores
 
 __all__ = ["CAMs", "gradcam"]
+
+# Layers with their dotted names; how one's output is brought to `(N, C, *space)`.
+Chosen = list[tuple[str, nn.Module]]
+Space = Callable[[str, Tensor], Reshape]
+# The output, the classes explained, each layer's activations, and its gradients (or weights) per score.
+Look = tuple[Any, Tensor | None, list[Tensor], list[list[Tensor]]]
 
 
 @dataclass
@@ -100,7 +106,9 @@ def _sum(each: list[Tensor]) -> Tensor:
     return torch.stack([s.sum() for s in each]).sum()
 
 
-def _signed_maps(net: nn.Module, x: Tensor, chosen, target: Target, how: Method, reshape: Reshape | None):
+def _signed_maps(
+    net: nn.Module, x: Tensor, chosen: Chosen, target: Target, how: Method, reshape: Reshape | None
+) -> tuple[Any, Tensor | None, list[list[Tensor]]]:
     "The output, the classes explained, and for each layer the maps `(N, *space)` of each score, before the ReLU."
 
     def space(name: str, raw: Tensor) -> Reshape:
@@ -112,14 +120,15 @@ def _signed_maps(net: nn.Module, x: Tensor, chosen, target: Target, how: Method,
             )
         return to_space
 
-    def look(x: Tensor, target: Target):
+    def look(x: Tensor, target: Target) -> Look:
         if how.weigh:
             with torch.no_grad():
                 return channel_weights(net, x, chosen, target, how.weigh, space)
         return _gradients(net, x, chosen, target, space)
 
-    output, views_signed = None, []
-    changed = list(views(x)) if how.augment else [(x, lambda made: made)]
+    output: Any = None
+    views_signed: list[list[list[Tensor]]] = []
+    changed = list(views(x)) if how.augment else [(x, as_it_is)]
     for view, back in changed:
         seen, classes, activations, evidence = look(view, target)
         if not views_signed:
@@ -148,7 +157,7 @@ def _settled(target: Target, classes: Tensor | None) -> Target:
     return target if classes is None else classes
 
 
-def _gradients(net: nn.Module, x: Tensor, chosen, target: Target, space):
+def _gradients(net: nn.Module, x: Tensor, chosen: Chosen, target: Target, space: Space) -> Look:
     "The output, the classes explained, each layer's activations, and its gradients per score, `(N, C, *space)`."
     modules = [module for _, module in chosen]
     # A network that turns gradients off by itself (a body under `no_grad`), or whose fast path skips its modules,
@@ -166,23 +175,27 @@ def _gradients(net: nn.Module, x: Tensor, chosen, target: Target, space):
                 f"Layer {name!r} ({type(module).__name__}) gave no tensor in the forward pass: it was not run, or its "
                 "output holds no floating-point tensor."
             )
+    # None is missing: that was told above.
+    outputs = [t for t in restart.outputs if t is not None]
     per_score = []
     for k, score in enumerate(each):
         keep = k + 1 < len(each)
-        grads = (
-            torch.autograd.grad(score.sum(), restart.outputs, retain_graph=keep, allow_unused=True)
+        grads: Sequence[Tensor | None] = (
+            torch.autograd.grad(score.sum(), outputs, retain_graph=keep, allow_unused=True)
             if score.requires_grad
             else [None] * len(chosen)
         )
+        arrived = []
         for (name, _), g in zip(chosen, grads, strict=True):
             if g is None:
                 raise ValueError(
                     f"The score does not depend on layer {name!r}: no gradient arrives there. Choose a layer that the "
                     "score is computed from."
                 )
-        per_score.append(grads)
-    to_space = [space(name, t.detach()) for (name, _), t in zip(chosen, restart.outputs, strict=True)]
-    activations = [to(t.detach()).float() for to, t in zip(to_space, restart.outputs, strict=True)]
+            arrived.append(g)
+        per_score.append(arrived)
+    to_space = [space(name, t.detach()) for (name, _), t in zip(chosen, outputs, strict=True)]
+    activations = [to(t.detach()).float() for to, t in zip(to_space, outputs, strict=True)]
     return output, classes, activations, [[to(gs[i]).float() for gs in per_score] for i, to in enumerate(to_space)]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .hooks import first_tensor
 from .layers import Reshape
@@ -90,7 +91,15 @@ class Probe:
     `x`: the image `(C, *space)`. `base`: its scores `(K,)` as it is.
     """
 
-    def __init__(self, behind: Behind, index: int, base: Tensor, score, to_space: Reshape, bar):
+    def __init__(
+        self,
+        behind: Behind,
+        index: int,
+        base: Tensor,
+        score: Callable[[Any], Tensor],
+        to_space: Reshape,
+        bar: Callable[[int], None],
+    ) -> None:
         self.x, self.base = behind.x[index], base
         self._behind, self._index, self._score, self._to_space, self._bar = behind, index, score, to_space, bar
 
@@ -133,14 +142,15 @@ class Behind:
     `output`: the network's output for `x`; `activations`: the layer's; `partial`: whether replays work.
     """
 
-    def __init__(self, net: nn.Module, module: nn.Module, x: Tensor, name: str = ""):
+    def __init__(self, net: nn.Module, module: nn.Module, x: Tensor, name: str = "") -> None:
         self.net, self.module, self.x = net, module, x
         self._cells: Tensor | None = None
         # A network whose fast path skips its modules hides the layer where no gradient is wanted.
         for self._grad in (False, True):
-            self._record()
-            if self.activations is None:
+            activations = self._record()
+            if activations is None:
                 continue
+            self.activations = activations
             # Rows that share memory are free; an operation in place needs rows of its own.
             for self._shared in (True, False):
                 self.partial = self._agrees()
@@ -182,22 +192,25 @@ class Behind:
             self._cells = cells
         return self._cells
 
-    def _record(self) -> None:
+    def _record(self) -> Tensor | None:
+        "The layer's activations, `None` where it gave none."
         finished: list[tuple[nn.Module, Any]] = []
         starts: list[int] = []
-        self.activations, self._runs = None, 0
+        activations: Tensor | None = None
+        self._runs = 0
 
-        def enter(module, args):
+        def enter(module: nn.Module, args: Any) -> None:
             starts.append(len(finished))
 
-        def leave(module, args, output):
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            nonlocal activations
             start = starts.pop()
             if module is self.module:
                 del finished[start:]
                 self._runs += 1
                 # One that runs several times keeps its last output.
                 tensor, _ = first_tensor(output)
-                self.activations = None if tensor is None else tensor.detach().clone()
+                activations = None if tensor is None else tensor.detach().clone()
                 self._given = map_tensors(_copy, output)
             elif self._runs == 0 and _row_per_image(output, len(self.x)):
                 # The outermost of the finished modules stands for those inside of it.
@@ -205,7 +218,7 @@ class Behind:
             elif self._runs == 0:
                 finished.append((module, _RUN))
 
-        handles = []
+        handles: list[RemovableHandle] = []
         for module in self.net.modules():
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
         try:
@@ -215,6 +228,7 @@ class Behind:
             for handle in handles:
                 handle.remove()
         self._recorded = finished
+        return activations
 
     def _agrees(self) -> bool:
         "Whether a replay gives the first image its own output, in a batch of another size than the recorded one."
@@ -237,17 +251,18 @@ class Behind:
     def _replay(self, activations: Tensor, index: int) -> Any:
         if self._runs != 1 or not _row_per_image(self._given, len(self.x)):
             raise _NotReached
-        n, reached = len(activations), []
+        n, reached = len(activations), False
 
         def rows(t: Tensor) -> Tensor:
             one = t[index : index + 1]
             return one.expand(n, *t.shape[1:]) if self._shared and n > 1 else one.repeat(n, *[1] * (t.ndim - 1))
 
-        def layer(*args, **kwargs):
-            reached.append(True)
+        def layer(*args: Any, **kwargs: Any) -> Any:
+            nonlocal reached
+            reached = True
             return first_tensor(map_tensors(rows, self._given))[1](activations)
 
-        stand_ins = {self.module: layer}
+        stand_ins: dict[nn.Module, Callable[..., Any]] = {self.module: layer}
         for module in {module: None for module, _ in self._recorded}:
             stand_ins[module] = _in_turn(module.forward, [out for m, out in self._recorded if m is module], rows)
         with _forwards_replaced(stand_ins):
@@ -259,7 +274,7 @@ class Behind:
     def _whole(self, activations: Tensor, index: int) -> Any:
         runs = 0
 
-        def replace(module, args, output):
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
             nonlocal runs
             runs += 1
             return first_tensor(output)[1](activations) if runs == self._runs else None
@@ -282,7 +297,7 @@ def _in_turn(forward: Callable, recorded: list, rows: Callable[[Tensor], Tensor]
     "Gives what the module gave in its first calls, and runs it in those after the layer."
     left = iter(recorded)
 
-    def stand_in(*args, **kwargs):
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
         out = next(left, _RUN)
         return forward(*args, **kwargs) if out is _RUN else map_tensors(rows, out)
 
@@ -309,17 +324,23 @@ def map_tensors(f: Callable[..., Tensor], output: Any, *others: Any) -> Any:
     "`output` with `f` applied to each tensor in its tuples, lists and mappings, along with those of `others` like it."
     if isinstance(output, Tensor):
         return f(output, *others)
+    kind: Any = type(output)
     if isinstance(output, Mapping):
-        return type(output)({k: map_tensors(f, v, *(o[k] for o in others)) for k, v in output.items()})
+        return kind({k: map_tensors(f, v, *(o[k] for o in others)) for k, v in output.items()})
     if isinstance(output, (tuple, list)):
         values = [map_tensors(f, *each) for each in zip(output, *others, strict=True)]
-        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+        return kind(*values) if hasattr(output, "_fields") else kind(values)
     return output
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
     found: list[Tensor] = []
-    map_tensors(lambda t: found.append(t) or t, output)
+
+    def note(t: Tensor) -> Tensor:
+        found.append(t)
+        return t
+
+    map_tensors(note, output)
     return iter(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def unchanged(model: nn.Module, *others: Any) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _autocast_as_it_is(kind: str):
+def _autocast_as_it_is(kind: str) -> AbstractContextManager[Any]:
     "Autocast for a kind of device, on or off as before, without its cache: that keeps weights cast under `no_grad`."
     if not torch.amp.is_autocast_available(kind):
         return ExitStack()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from fastai.callback.hook import Hook as FastaiHook
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 __all__ = ["Hook", "HookBwd", "Restart"]
 
@@ -34,7 +36,15 @@ class Hook(FastaiHook):
     that importing it by star over fastai's own changes nobody's code.
     """
 
-    def __init__(self, m: nn.Module, hook_func=None, is_forward=True, detach=True, cpu=False, gather=False):
+    def __init__(
+        self,
+        m: nn.Module,
+        hook_func: Callable[[nn.Module, Any, Any], Any] | None = None,
+        is_forward: bool = True,
+        detach: bool = True,
+        cpu: bool = False,
+        gather: bool = False,
+    ) -> None:
         if hook_func is None:
             if not is_forward:
                 raise ValueError("Hook(m, is_forward=False) stores no gradient; use HookBwd(m) for that.")
@@ -52,12 +62,12 @@ class HookBwd:
     that runs several times (a shared ReLU) it stores the gradient of the last output, which is the one `Hook` stores.
     """
 
-    def __init__(self, m: nn.Module):
+    def __init__(self, m: nn.Module) -> None:
         self.stored: Tensor | None = None
         self._runs = 0
         self._handle = m.register_forward_hook(self._listen)
 
-    def _listen(self, module, input, output):
+    def _listen(self, module: nn.Module, input: Any, output: Any) -> Tensor | None:
         if not torch.is_grad_enabled() or not isinstance(output, Tensor):
             return None
         self._runs += 1
@@ -68,7 +78,7 @@ class HookBwd:
         # TensorImage) forgets its hook with them.
         return heard.clone()
 
-    def _store_of(self, run: int):
+    def _store_of(self, run: int) -> Callable[[Tensor], None]:
         def store(grad: Tensor) -> None:
             # Gradients arrive in reverse: that of an earlier run would replace the last one's.
             if run == self._runs:
@@ -83,7 +93,7 @@ class HookBwd:
     def __enter__(self) -> HookBwd:
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.remove()
 
 
@@ -96,18 +106,18 @@ class Restart:
     `None` if the module did not run. A module that runs several times keeps its last output.
     """
 
-    def __init__(self, modules: list[nn.Module]):
+    def __init__(self, modules: list[nn.Module]) -> None:
         self.modules = modules
         self.outputs: list[Tensor | None] = [None] * len(modules)
-        self._handles: list = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Restart:
         for i, module in enumerate(self.modules):
             self._handles.append(module.register_forward_hook(self._hook(i)))
         return self
 
-    def _hook(self, i: int):
-        def restart(module, input, output):
+    def _hook(self, i: int) -> Callable[[nn.Module, Any, Any], Any]:
+        def restart(module: nn.Module, input: Any, output: Any) -> Any:
             tensor, rebuild = first_tensor(output)
             if tensor is None:
                 return None
@@ -120,13 +130,13 @@ class Restart:
 
         return restart
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
 
-def first_tensor(output: Any):
+def first_tensor(output: Any) -> tuple[Tensor | None, Any]:
     """The first floating tensor of a module's output, and a function that puts another in its place.
 
     Modules return a tensor, a tuple or list (attention), or a mapping (some model libraries). Gives `(None, None)`
@@ -151,6 +161,7 @@ def first_tensor(output: Any):
     return None, None
 
 
-def _replace(values, i, new):
+def _replace(values: Sequence[Any], i: int, new: Any) -> Any:
     items = [*values[:i], new, *values[i + 1 :]]
-    return type(values)(*items) if hasattr(values, "_fields") else type(values)(items)
+    kind: Any = type(values)
+    return kind(*items) if hasattr(values, "_fields") else kind(items)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import product
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -124,8 +126,12 @@ def _tokens(shape: Sequence[int], size: Sequence[int]) -> Reshape | None:
         for extra, rows in product(range(most + 1), range(1, shape[1] + 1)):
             columns, rest = divmod(shape[1] - extra, rows)
             if rest == 0 and rows * columns > 1 and fits(rows, columns, size):
-                return lambda t, extra=extra, grid=(rows, columns): t[:, extra:].transpose(1, 2).unflatten(2, grid)
+                return partial(_grid_of, extra=extra, grid=(rows, columns))
     return None
+
+
+def _grid_of(tokens: Tensor, extra: int, grid: tuple[int, int]) -> Tensor:
+    return tokens[:, extra:].transpose(1, 2).unflatten(2, grid)
 
 
 def _whole(rows: int, columns: int, size: Sequence[int]) -> bool:
@@ -138,7 +144,7 @@ def _rounded(rows: int, columns: int, size: Sequence[int]) -> bool:
     return patch >= 1 and abs(size[1] / patch - columns) < 1
 
 
-_found: WeakKeyDictionary[nn.Module, WeakKeyDictionary] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, dict]] = WeakKeyDictionary()
 
 
 def _found_before(model: nn.Module, of: object) -> dict:
@@ -184,12 +190,12 @@ def default_layer(
     return name, modules[name]
 
 
-def _search(model: nn.Module, x: Tensor, run, score) -> str:
+def _search(model: nn.Module, x: Tensor, run: Callable[[Tensor], object], score: Callable[[object], Tensor]) -> str:
     flows: list[tuple[str, Tensor, int]] = []
     taken: dict[str, tuple[Tensor, int]] = {}
 
-    def listen(name):
-        def hook(module, input, output):
+    def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, input: Any, output: Any) -> None:
             tensor, _ = first_tensor(output)
             if tensor is not None:
                 flows.append((name, tensor, tensor._version))
@@ -209,8 +215,7 @@ def _search(model: nn.Module, x: Tensor, run, score) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    candidates = [(name, t, v, spatial(t, x.shape)) for name, t, v in flows]
-    candidates = [c for c in candidates if c[3] is not None]
+    candidates = [(name, t, v, to) for name, t, v in flows if (to := spatial(t, x.shape)) is not None]
     if not candidates:
         raise ValueError(
             f"No layer of this {type(model).__name__} has an output with space for an input {tuple(x.shape)}; name one "

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,7 @@ class Method:
 methods: dict[str, Method] = {}
 
 
-def register(name: str, **how) -> Callable[[MapFunction], MapFunction]:
+def register(name: str, **how: Any) -> Callable[[MapFunction], MapFunction]:
     "Decorator: make `parts(A, G)` available as `method=name`; `how`: other fields of `Method`."
 
     def add(parts: MapFunction) -> MapFunction:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["noisy_copies", "views"]
+__all__ = ["as_it_is", "noisy_copies", "views"]
 
 
 def noisy_copies(x: Tensor, noise: float, n: int, seed: int = 0) -> Iterator[Tensor]:
@@ -25,7 +25,7 @@ def noisy_copies(x: Tensor, noise: float, n: int, seed: int = 0) -> Iterator[Ten
 def views(x: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
     "Six views of `x`, the first as it is, each with what turns its map back: mirrored or not, times 1, 0.9 and 1.1."
     for mirrored in (False, True):
-        back = _mirror if mirrored else _as_it_is
+        back = _mirror if mirrored else as_it_is
         for brightness in (1, 0.9, 1.1):
             yield back(x) * brightness, back
 
@@ -34,5 +34,5 @@ def _mirror(x: Tensor) -> Tensor:
     return x.flip(-1)
 
 
-def _as_it_is(x: Tensor) -> Tensor:
+def as_it_is(x: Tensor) -> Tensor:
     return x

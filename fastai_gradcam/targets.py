@@ -29,8 +29,6 @@ __all__ = [
     "segment",
 ]
 
-Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
-
 
 @dataclass(frozen=True)
 class Decided:
@@ -41,6 +39,9 @@ class Decided:
 
     read: Callable[[Any], Tensor]
     pick: Callable[[Tensor], Any]
+
+
+Target = None | int | Sequence[int] | Tensor | Decided | Callable[[Any], Tensor]
 
 
 def main_output(output: Any) -> Tensor:
