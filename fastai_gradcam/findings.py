@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -172,14 +173,20 @@ def _tidy(history: pd.DataFrame, layer: str | None) -> pd.DataFrame:
     return rows.sort_values(["frame", "item", "rank"], kind="stable").drop_duplicates(["frame", "item"])
 
 
-def _missing(value) -> bool:
+def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or value != value
 
 
 class _Panel:
     """The rows of one layer, the last frame's by item, and what an image's attention is compared with."""
 
-    def __init__(self, rows, thresholds, mask_areas, map_shapes):
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        thresholds: Thresholds,
+        mask_areas: Mapping[int, float],
+        map_shapes: Mapping[str, Sequence[int]],
+    ) -> None:
         self.rows, self.thresholds = rows, thresholds
         self.frames = sorted(rows["frame"].unique().tolist())
         self.frame, self.layer = self.frames[-1], rows["layer"].iloc[0]
@@ -194,11 +201,11 @@ class _Panel:
         self.even_border = None if shape is None else _ring(shape)
 
     @property
-    def off_object(self):
+    def off_object(self) -> pd.Series:
         return self.last["mask_share"] < self.last["limit"]
 
     @property
-    def sure(self):
+    def sure(self) -> pd.Series:
         """The images of the last frame that are right and confident."""
         return (self.last["correct"] == 1) & (self.last["pred_prob"] >= self.thresholds.confident)
 
@@ -349,7 +356,7 @@ def _shared(panel: _Panel, alike: list[pd.DataFrame]) -> Groups:
     """Of images that look at one place, the groups that make out most of a class, or else of the panel."""
     t = panel.thresholds
 
-    def most(group, of):
+    def most(group: pd.DataFrame, of: int) -> bool:
         return len(group) >= t.class_images and len(group) >= t.class_share * of
 
     sizes = panel.last["label"].value_counts()
@@ -361,7 +368,7 @@ def _untold(groups: Groups, told: set[int]) -> Groups:
     return [(label, group) for label, group in groups if not told.issuperset(group.index)]
 
 
-def _to_edge(centroid):
+def _to_edge(centroid: Any) -> Any:
     return np.minimum(centroid, 1 - centroid)
 
 
@@ -413,7 +420,16 @@ def _evidence(group: pd.DataFrame, of: int) -> dict:
     return {"images": len(group), "of": of, **means, "by_item": by_item}
 
 
-def _row(panel, kind, severity, frame, label, items, text, evidence) -> dict:
+def _row(
+    panel: _Panel,
+    kind: str,
+    severity: float,
+    frame: int,
+    label: str,
+    items: Iterable[int],
+    text: str,
+    evidence: dict,
+) -> dict:
     items = tuple(sorted(int(item) for item in items))
     values = (kind, float(severity), int(frame), panel.layer, label, items, text, evidence)
     return dict(zip(COLUMNS, values, strict=True))
@@ -456,38 +472,38 @@ def _where(group: pd.DataFrame) -> str:
     return f"in the {place}" if place == "middle" else f"in the {place} part of the picture"
 
 
-def _say_shortcut(panel, group, e) -> str:
+def _say_shortcut(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     return (
         f"{_say_outside(panel, group, e)}; so it is in {e['images']} of the {e['of']} images that are right and "
         "this sure: is there a tag, a watermark or a telling background beside it?"
     )
 
 
-def _say_outside(panel, group, e) -> str:
+def _say_outside(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     covers = f", which covers {_per_cent(e['mask_area'])} of the picture" if "mask_area" in e else ""
     where = f"; it is centred {_where(group)}" if _where(group) else ""
     sure, share = _per_cent(e["pred_prob"]), _per_cent(e["mask_share"])
     return f"{sure} sure and right, but only {share} of the attention is on the object{covers}{where}"
 
 
-def _say_corner(panel, group, e) -> str:
+def _say_corner(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     places = set(group["corner"])
     corner = f"the {places.pop()} corner" if len(places) == 1 else "one corner in each class"
     return f"the attention is in {corner}{_how_sure(e)}; is there a tag, a watermark or a telling background?"
 
 
-def _say_border(panel, group, e) -> str:
+def _say_border(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     even = panel.even_border
     chance = "" if even is None else f" (spread evenly it would be {_per_cent(even)})"
     share = _per_cent(e["border_share"])
     return f"{share} of the attention is on the border of the picture{chance}{_how_sure(e)}"
 
 
-def _how_sure(e) -> str:
+def _how_sure(e: dict) -> str:
     return f", {_per_cent(e['pred_prob'])} sure" if "pred_prob" in e else ""
 
 
-def _say_empty(panel, group, e) -> str:
+def _say_empty(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     return f"the map is empty: nothing in the picture speaks for {_explained(group)}"
 
 
@@ -497,14 +513,14 @@ def _explained(group: pd.DataFrame) -> str:
     return _name(target) if target else "the class that is explained"
 
 
-def _say_left_object(panel, group, e) -> str:
+def _say_left_object(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     now, before = _per_cent(e["mask_share"]), _per_cent(e["mask_share_before"])
     at = {int(frame) for frame in group["frame_before"]}
     when = f"in frame {at.pop()}" if len(at) == 1 else "at best"
     return f"the attention moved off the object: {before} of it was there {when}, {now} in frame {panel.frame}"
 
 
-def _say_wrong(panel, group, e) -> str:
+def _say_wrong(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     preds = group["pred"].value_counts()
     pred, most = preds.index[0], 2 * preds.iloc[0] > len(group)
     taken = f"taken for {_name(pred)}" if len(preds) == 1 else f"mostly taken for {_name(pred)}" if most else ""
@@ -516,7 +532,7 @@ def _say_wrong(panel, group, e) -> str:
     return text
 
 
-def _say_unsettled(panel, group, e) -> str:
+def _say_unsettled(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     said = []
     if "similarity_late" in e:
         said.append(f"the maps of two frames correlate by {e['similarity_late']:.2f}")

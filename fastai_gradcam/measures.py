@@ -11,8 +11,10 @@ A map is a non-negative array: `(h, w)` for an image, any number of spatial axes
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 __all__ = [
@@ -48,6 +50,10 @@ MEASURES = (
     "pointing_hit",
 )
 
+# A float of one map; of several, an array of the axes before space. As numpy has it: which, the shape says.
+Numbers = Any
+Space = tuple[int, ...]
+
 NAN = float("nan")
 CONCENTRATED = 10  # per cent of cells
 TOP = 20  # per cent of cells
@@ -55,30 +61,30 @@ TOP = 20  # per cent of cells
 SAME_HEIGHT = 1e-6
 
 
-def evidence(map, dims: int | None = None):
+def evidence(map: ArrayLike, dims: int | None = None) -> Numbers:
     """`ΣL`: how much speaks for the class, in the map's own units; 0 for an empty map."""
     cells, _ = _cells(map, dims)
     return cells.sum(-1)[()]
 
 
-def negative_share(signed_map, dims: int | None = None):
+def negative_share(signed_map: ArrayLike, dims: int | None = None) -> Numbers:
     """Share (0…1) of the absolute mass of a map *before its ReLU* that is negative: against the class."""
     signed, _ = _finite(signed_map, dims)
     against = np.maximum(-signed, 0.0).sum(-1)
     return _divide(against, np.abs(signed).sum(-1))[()]
 
 
-def entropy(map, dims: int | None = None):
+def entropy(map: ArrayLike, dims: int | None = None) -> Numbers:
     """`−Σ p log p / log n`: 0 when one cell holds everything, 1 when all `n` are alike; NaN for `n = 1`."""
     return _entropy(_shares(_cells(map, dims)[0]))[()]
 
 
-def concentration(map, dims: int | None = None):
+def concentration(map: ArrayLike, dims: int | None = None) -> Numbers:
     """Share (0…1) of mass in the highest 10 % of cells: the `⌈n/10⌉` highest of `n`, so at least one."""
     return _concentration(_shares(_cells(map, dims)[0]))[()]
 
 
-def border_share(map, dims: int | None = None):
+def border_share(map: ArrayLike, dims: int | None = None) -> Numbers:
     """Share (0…1) of mass in the outermost ring of cells (of a volume: its shell).
 
     Evenly spread attention gives the ring's own share of cells: 0.75 on 4×4, 0.49 on 7×7. Where an axis has
@@ -88,7 +94,7 @@ def border_share(map, dims: int | None = None):
     return _border_share(_shares(cells), space)[()]
 
 
-def centroid(map, dims: int | None = None):
+def centroid(map: ArrayLike, dims: int | None = None) -> tuple[Numbers, Numbers]:
     """`(y, x)`, the centre of mass in 0…1 of height and width; cell `i` of `h` is centred at `(i + 0.5)/h`.
 
     A volume is seen along its first axes: its centroid is that of the last two. A 1-D map has none: NaN, NaN.
@@ -98,13 +104,13 @@ def centroid(map, dims: int | None = None):
     return y[()], x[()]
 
 
-def centroid_shift(here, there):
+def centroid_shift(here: tuple[Numbers, Numbers], there: tuple[Numbers, Numbers]) -> Numbers:
     """Euclidean distance between two `(y, x)` centroids, in 0…1 units of each axis: at most √2."""
     y, x = (np.subtract(a, b) for a, b in zip(here, there, strict=True))
     return np.hypot(y, x)[()]
 
 
-def similarity(map, other, dims: int | None = None):
+def similarity(map: ArrayLike, other: ArrayLike, dims: int | None = None) -> Numbers:
     """Pearson correlation (−1…1) of two maps' cells; NaN where one is constant or their spaces differ."""
     (cells, space), (others, other_space) = _cells(map, dims), _cells(other, dims)
     if space != other_space:
@@ -112,7 +118,7 @@ def similarity(map, other, dims: int | None = None):
     return _pearson(_deviations(cells), _deviations(others))[()]
 
 
-def iou_top(map, other, dims: int | None = None):
+def iou_top(map: ArrayLike, other: ArrayLike, dims: int | None = None) -> Numbers:
     """Intersection over union (0…1) of the highest 20 % of cells of two maps; NaN where their spaces differ.
 
     The highest cells are those at least as high as the `⌈n/5⌉`-th and above zero. Ties with it all belong, so
@@ -124,7 +130,7 @@ def iou_top(map, other, dims: int | None = None):
     return _iou(_top(cells), _top(others))[()]
 
 
-def mask_share(map, mask) -> float:
+def mask_share(map: ArrayLike, mask: ArrayLike) -> float:
     """Share (0…1) of one map's mass inside `mask`: the energy-based pointing game of Wang et al. 2020.
 
     `mask`: `(H, W)`, non-zero is inside, at any resolution: the map is enlarged to it bilinearly, as its
@@ -134,7 +140,7 @@ def mask_share(map, mask) -> float:
     return _against_mask(map, mask)[0]
 
 
-def pointing_hit(map, mask) -> bool | float:
+def pointing_hit(map: ArrayLike, mask: ArrayLike) -> bool | float:
     """Whether the peak of one map, enlarged as for `mask_share`, lies inside `mask`; NaN where undefined.
 
     Of several pixels that are equally high at least half must lie inside.
@@ -142,7 +148,13 @@ def pointing_hit(map, mask) -> bool | float:
     return _against_mask(map, mask)[1]
 
 
-def measure(map, signed_negative_share=None, previous=None, first=None, mask=None) -> dict[str, float | bool]:
+def measure(
+    map: ArrayLike,
+    signed_negative_share: float | None = None,
+    previous: ArrayLike | None = None,
+    first: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> dict[str, float | bool]:
     """All numbers of one map, `{column of history.csv: value}` in the order of `MEASURES`; undefined is NaN.
 
     All axes of `map` are space. `signed_negative_share`: `negative_share` of the map before its ReLU.
@@ -177,7 +189,7 @@ def measure(map, signed_negative_share=None, previous=None, first=None, mask=Non
     return row
 
 
-def _finite(map, dims):
+def _finite(map: ArrayLike, dims: int | None) -> tuple[np.ndarray, Space]:
     """`map` as float64 `(…, n)`, all NaN where one cell is not finite; and the shape of its space."""
     map = np.asarray(map, dtype=np.float64)
     dims = min(2, map.ndim) if dims is None else dims
@@ -190,20 +202,20 @@ def _finite(map, dims):
     return (flat if finite.all() else np.where(finite, flat, NAN)), space
 
 
-def _cells(map, dims):
+def _cells(map: ArrayLike, dims: int | None) -> tuple[np.ndarray, Space]:
     flat, space = _finite(map, dims)
     return np.maximum(flat, 0.0), space
 
 
-def _divide(part, whole):
+def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(part), NAN), where=np.greater(whole, 0))
 
 
-def _shares(cells):
+def _shares(cells: np.ndarray) -> np.ndarray:
     return _divide(cells, cells.sum(-1, keepdims=True))
 
 
-def _entropy(shares):
+def _entropy(shares: np.ndarray) -> np.ndarray:
     n = shares.shape[-1]
     if n == 1:
         return np.full(shares.shape[:-1], NAN)
@@ -211,28 +223,28 @@ def _entropy(shares):
     return np.minimum(np.abs((shares * logs).sum(-1)) / np.log(n), 1.0)
 
 
-def _count(n, per_cent):
+def _count(n: int, per_cent: int) -> int:
     return -(-n * per_cent // 100)
 
 
-def _concentration(shares):
+def _concentration(shares: np.ndarray) -> np.ndarray:
     n = shares.shape[-1]
     k = _count(n, CONCENTRATED)
     return np.minimum(np.partition(shares, n - k, axis=-1)[..., n - k :].sum(-1), 1.0)
 
 
 @lru_cache(maxsize=64)
-def _border(space):
+def _border(space: Space) -> np.ndarray:
     border = np.ones(space, dtype=bool)
     border[(slice(1, -1),) * len(space)] = False
     return border.ravel()
 
 
-def _border_share(shares, space):
+def _border_share(shares: np.ndarray, space: Space) -> np.ndarray:
     return np.minimum(shares[..., _border(space)].sum(-1), 1.0)
 
 
-def _centroid(shares, space):
+def _centroid(shares: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
     lead = shares.shape[:-1]
     if len(space) < 2:
         return np.full(lead, NAN), np.full(lead, NAN)
@@ -242,29 +254,29 @@ def _centroid(shares, space):
 
 
 @lru_cache(maxsize=64)
-def _centres(n):
+def _centres(n: int) -> np.ndarray:
     return (np.arange(n) + 0.5) / n
 
 
-def _pearson(a, b):
+def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     norms = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return np.maximum(np.minimum(_divide((a * b).sum(-1), norms), 1.0), -1.0)
 
 
-def _deviations(cells):
+def _deviations(cells: np.ndarray) -> np.ndarray:
     # Over the maximum a constant map is exactly 1, so that its deviations are 0 and not a rounded mean's.
     scaled = _divide(cells, cells.max(-1, keepdims=True))
     return scaled - scaled.sum(-1, keepdims=True) / scaled.shape[-1]
 
 
-def _top(cells):
+def _top(cells: np.ndarray) -> np.ndarray:
     n = cells.shape[-1]
     k = _count(n, TOP)
     lowest = np.partition(cells, n - k, axis=-1)[..., n - k, None]
     return (cells >= lowest) & (cells > 0)
 
 
-def _iou(top, other):
+def _iou(top: np.ndarray, other: np.ndarray) -> np.ndarray:
     both, either = (top & other).sum(-1), (top | other).sum(-1)
     defined = top.any(-1) & other.any(-1)
     return np.divide(both, either, out=np.full(np.shape(both), NAN), where=defined)
@@ -272,7 +284,7 @@ def _iou(top, other):
 
 # A cell far below the peak vanishes in float32, as it should.
 @np.errstate(under="ignore")
-def _against_mask(map, mask) -> tuple[float, bool | float]:
+def _against_mask(map: ArrayLike, mask: ArrayLike) -> tuple[float, bool | float]:
     map, inside = np.asarray(map), np.asarray(mask) != 0
     if inside.shape != map.shape and (map.ndim != 2 or inside.ndim != 2):
         raise ValueError(f"a mask of shape {inside.shape} cannot be laid over a map of shape {map.shape}")

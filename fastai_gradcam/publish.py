@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,7 +26,7 @@ class ReportRefresher:
     however long the run. A refresh that comes too soon is made up for as soon as it is due.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._next = 0.0
         self._timer: threading.Timer | None = None
@@ -68,8 +69,8 @@ def publish(path: Path) -> None:
 class NotebookGrid:
     "Shows a picture below the running cell, in place of the one before it."
 
-    def __init__(self):
-        self._handle = None
+    def __init__(self) -> None:
+        self._handle: Any = None
 
     def show(self, image: Image.Image) -> None:
         from IPython.display import display
