@@ -1,117 +1,67 @@
-"""Pictures of a whole run: its course on one page, as an animation, as curves, and beside another run."""
+"""Pictures of a whole run: its course on one page, as an animation, and as curves."""
 
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from .render import (
-    DEFAULT_ALPHA,
-    DEFAULT_CMAP,
-    FAINT,
-    INK,
-    PAPER,
-    RIGHT,
-    WRONG,
-    Cell,
-    fit,
-    font,
-    grid,
-    overlay,
-    shorten,
-)
+from .comparison import compare
+from .course import Course, evenly, items_of, prediction, scale_of, title
+from .render import DEFAULT_ALPHA, DEFAULT_CMAP, PAPER, Cell, grid
+from .sheet import MOST_COLUMNS, Sheet, overlays
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from .run import Run
 
 __all__ = ["animation", "compare", "evolution", "plot", "title"]
 
 PROBABILITY, ON_OBJECT = "#0969da", "#bc4c00"
-_MOST_COLUMNS = 12
 _MOST_STEPS = 60
-_FINER = 3
-
-
-def title(frame: dict[str, Any], several_fits: bool = True) -> str:
-    "A frame's name in few letters: `before`, `epoch 3`, or `fit 1 ep 3` where a run has several fits."
-    if frame["epoch"] < 0:
-        return "before"
-    return f"fit {frame['fit']} ep {frame['epoch']}" if several_fits else f"epoch {frame['epoch']}"
 
 
 def evolution(
     run: Run,
     items: Sequence[int] | None = None,
     layer: str | None = None,
-    columns: int = _MOST_COLUMNS,
+    columns: int = MOST_COLUMNS,
     tile: int | None = None,
     alpha: float = DEFAULT_ALPHA,
     cmap: str = DEFAULT_CMAP,
+    scale: str = "map",
 ) -> Image.Image:
     """A row per image, a column per frame, and under each row the course of its numbers over all frames, RGB.
 
-    `items`: which images of the panel, default all. Of more than `columns` frames, evenly spread ones are drawn, the
-    first and the last among them; the curves have every frame: the probability of the class explained, and, where
-    there are masks, the share of attention on the object. Each overlay's frame is green where the prediction is
-    right. `tile`: pixels of an image's side, default what fills a screen's width. Many images with few frames stand in
-    two blocks side by side. Raises `ValueError` for a run without a complete frame, and for an image or layer that it does not have.
+    `items`: which images of the panel, default all. `layer`: default the last; of several classes per image the first
+    is drawn. Of more than `columns` frames, evenly spread ones are drawn, the first and the last among them; the curves
+    have every frame: the probability of the class explained, and, where there are masks, the share of attention on
+    the object. Each overlay's frame is green where the prediction is right. `tile`: pixels of an image's side, default
+    what fills a screen's width. `scale`: the hottest colour is the maximum of each `"map"`, of each `"image"` over the
+    frames, or of `"all"` maps. Many images with few frames stand in two blocks side by side. Raises `ValueError` for a
+    run without a complete frame, for an image or layer that it does not have, and for an unknown scale.
     """
-    frames, maps, history, layer = _complete(run, layer)
-    panel = run.panel
-    items = list(range(len(panel))) if items is None else list(items)
-    unknown = [i for i in items if not 0 <= i < len(panel)]
-    if unknown:
-        raise ValueError(f"There is no image {unknown[0]}: the panel has images 0 to {len(panel) - 1}.")
-    shown = _evenly(len(frames), columns)
-    blocks = 2 if len(items) > 6 and len(shown) <= 7 else 1
-    tile = tile or min(160, max(88, 1200 // (blocks * (len(shown) + 1))))
-    gap, strip = max(6, tile // 16), round(tile * 0.4)
-    text = font(max(11, tile // 9))
-    line = round(text.size * 1.5)
-    row, wide = line + tile + strip + 2 * gap, gap + (1 + len(shown)) * (tile + gap)
-    per_block = -(-len(items) // blocks)
-    fits = len({f["fit"] for f in frames}) > 1
-    masked = bool(history["mask_share"].notna().any())
-    legend = _legend(text, gap, line, masked)
-    wide_enough = max(blocks * wide + (blocks - 1) * 3 * gap + gap, legend.width)
-    page = Image.new("RGB", (wide_enough, 2 * line + gap + per_block * row), PAPER)
-    page.paste(legend)
-    draw = ImageDraw.Draw(page)
-    for block in range(blocks):
-        for c, k in enumerate(shown):
-            at = (block * (wide + 3 * gap) + gap + (c + 1) * (tile + gap), line + gap // 2)
-            draw.text(at, shorten(title(frames[k], fits), text, tile), INK, text)
-    for i, item in enumerate(items):
-        x, y = (i // per_block) * (wide + 3 * gap) + gap, 2 * line + gap + (i % per_block) * row
-        rows = history[history["item"] == item].drop_duplicates("frame").set_index("frame")
-        draw.text((x, y), shorten(str(panel[item]["label"] or panel[item]["name"]), text, wide - gap), INK, text)
-        image = run.image(item)
-        image = image.resize(fit(image.size, tile), Image.Resampling.BICUBIC)
-        page.paste(image, (x, y + line))
-        for c, k in enumerate(shown):
-            at = (x + (c + 1) * (tile + gap), y + line)
-            page.paste(overlay(image, maps[k][item], alpha, cmap), at)
-            colour = {True: RIGHT, False: WRONG, None: FAINT}[_verdict(rows["correct"].get(frames[k]["frame"]))]
-            draw.rectangle((*at, at[0] + image.width - 1, at[1] + image.height - 1), outline=colour, width=2)
-        middle = x + tile + gap + tile // 2
-        # Drawn larger, then reduced: Pillow's lines have steps.
-        size = (middle + (len(shown) - 1) * (tile + gap) - x + 2 * gap, strip + gap)
-        curves = Image.new("RGB", (_FINER * size[0], _FINER * size[1]), PAPER)
-        box = tuple(_FINER * v for v in (middle - x, gap, size[0] - 2 * gap, size[1] - gap))
-        numbers = [f["frame"] for f in frames]
-        for column, colour in (("prob", PROBABILITY), ("mask_share", ON_OBJECT))[: 1 + masked]:
-            values = rows[column].reindex(numbers).to_numpy(dtype=float)
-            _curve(ImageDraw.Draw(curves), box, values, colour)
-        page.paste(curves.resize(size, Image.Resampling.LANCZOS), (x, y + line + tile))
-    return page
+    course = Course(run, layer)
+    items = items_of(run, items)
+    top = scale_of([course], items, scale)
+    shown = evenly(len(course.frames), columns)
+    curves = [("prob", PROBABILITY, "probability of the class"), ("mask_share", ON_OBJECT, "attention on the object")]
+    curves = curves[: 1 + course.masked]
+    head = [[((colour, "solid"), words) for _, colour, words in curves]]
+    if course.about:
+        head.append([(None, course.about)])
+    page = Sheet(head, len(items), len(shown), 1, run.panel[0], tile)
+    several = len({f["fit"] for f in course.frames}) > 1
+    page.headings([title(course.frames[k], several) for k in shown])
+    every = np.interp(range(len(course.frames)), shown, range(len(shown)))
+    for place, item in enumerate(items):
+        page.label(place, course.label(item))
+        overlays(page, place, 0, course, item, dict(enumerate(shown)), alpha, cmap, top(item))
+        page.curves(place, [(every, course.values(item, column), colour, False) for column, colour, _ in curves])
+    return page.image
 
 
 def animation(
@@ -126,22 +76,22 @@ def animation(
     `path`'s suffix says the kind: `.gif`, or `.webp` and `.png` where the installed Pillow has them. `seconds` is
     how long each frame stays; the last stays three times as long. Of more than 60 frames, 60 evenly spread ones.
     """
-    frames, maps, history, _ = _complete(run, None)
+    course = Course(run, None)
+    frames, maps, history = course.frames, course.maps, course.history
     path = Path(path) if path is not None else run.path / "evolution.gif"
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in ("GIF", "WEBP", "PNG") or kind not in Image.SAVE_ALL:
         raise ValueError(f"An animation is saved as .gif, .webp or .png, got {path.name!r}.")
-    items = list(range(len(run.panel))) if items is None else list(items)
-    images, labels = [run.image(i) for i in items], [run.panel[i]["label"] or "" for i in items]
-    fits = len({f["fit"] for f in frames}) > 1
+    items = items_of(run, items)
+    images, labels = [run.image(i) for i in items], [course.label(i) for i in items]
     pages = []
-    for k in _evenly(len(frames), _MOST_STEPS):
+    for k in evenly(len(frames), _MOST_STEPS):
         rows = history[history["frame"] == frames[k]["frame"]].drop_duplicates("item").set_index("item")
         cells = [
-            Cell(image, maps[k][i], str(label), *_prediction(rows, i))
+            Cell(image, maps[k][i], label, *prediction(rows, i))
             for i, image, label in zip(items, images, labels, strict=True)
         ]
-        pages.append(grid(cells, _caption(frames[k], fits), tile=tile))
+        pages.append(grid(cells, _caption(frames[k], course), tile=tile))
     # Pages of one size, whatever their headings needed.
     size = (max(p.width for p in pages), max(p.height for p in pages))
     pages = [_padded(p, size) for p in pages]
@@ -180,85 +130,10 @@ def plot(run: Run, columns: Sequence[str] = ("prob", "mask_share", "entropy", "c
     return axes
 
 
-def compare(
-    run: Run,
-    other: Run,
-    frame: int = -1,
-    items: Sequence[int] | None = None,
-    layer: str | None = None,
-    tile: int = 160,
-) -> Image.Image:
-    """Two runs on the same panel side by side: for each image, its map in `run` and its map in `other`, RGB.
-
-    `frame`: which frame of each (negative counts from the last); `layer`: default the last of each. Raises `ValueError` where the panels differ.
-    """
-    if [p["name"] for p in run.panel] != [p["name"] for p in other.panel]:
-        raise ValueError(
-            f"The runs {run.name!r} and {other.name!r} watch different images; give both the same items= or seed=."
-        )
-    items = list(range(len(run.panel))) if items is None else list(items)
-    cells, heads = [], []
-    sides = []
-    for one in (run, other):
-        number = one._frame(frame)["frame"]
-        which = one.layers[-1] if layer is None else layer
-        maps, history = one.maps(number)[which], one.history
-        rows = (
-            history[(history["frame"] == number) & (history["layer"] == which)]
-            .drop_duplicates("item")
-            .set_index("item")
-        )
-        sides.append((maps if maps.ndim == 3 else maps[:, 0], rows))
-        heads.append(f"{one.name} ({one.info['arch']}, frame {number})")
-    for i in items:
-        for (maps, rows), one in zip(sides, (run, other), strict=True):
-            cells.append(
-                Cell(one.image(i), maps[i], str(one.panel[i]["label"] or ""), *_prediction(rows, i), note=one.name)
-            )
-    return grid(cells, f"Left: {heads[0]}\nRight: {heads[1]}", columns=2 if len(items) < 5 else 4, tile=tile)
-
-
-def _complete(run: Run, layer: str | None) -> tuple[list[dict], list[np.ndarray], pd.DataFrame, str]:
-    "Complete frames, their maps `(n, h, w)` of one layer and first class, and the history of that layer."
-    # The last layer says most about the class, and is the one that the findings judge.
-    layer = run.layers[-1] if layer is None else layer
-    if layer not in run.layers:
-        raise ValueError(f"The run has no layer {layer!r}; it has {', '.join(run.layers)}.")
-    frames, maps = [], []
-    for frame in run.frames:
-        try:
-            stored = run.maps(frame["frame"])[layer]
-        except ValueError as error:
-            if frame["status"] == "ok":
-                warnings.warn(f"Frame {frame['frame']} is left out: {error}", stacklevel=3)
-            continue
-        frames.append(frame)
-        maps.append(stored if stored.ndim == 3 else stored[:, 0])
-    if not frames:
-        raise ValueError(f"The run {run.name!r} has no complete frame yet.")
-    history = run.history
-    return frames, maps, history[history["layer"] == layer], layer
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, max(1, most)))})
-
-
-def _caption(frame: dict[str, Any], fits: bool) -> str:
+def _caption(frame: dict[str, Any], course: Course) -> str:
     metrics = " · ".join(f"{k} {v:.3g}" for k, v in frame["metrics"].items() if v is not None)
-    return f"{title(frame, fits).capitalize()}\n{metrics or ' '}"
-
-
-def _prediction(rows: pd.DataFrame, item: int) -> tuple[str, bool | None]:
-    if item not in rows.index:
-        return "", None
-    row = rows.loc[item]
-    return f"{row['pred']} {row['pred_prob']:.0%}" if row["pred"] else "", _verdict(row["correct"])
-
-
-def _verdict(correct: Any) -> bool | None:
-    "True, False, or `None` for pandas' missing value."
-    return bool(correct) if isinstance(correct, (bool, np.bool_)) else None
+    words = " · ".join(filter(None, (title(frame, course.several).capitalize(), course.about)))
+    return f"{words}\n{metrics or ' '}"
 
 
 def _padded(page: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -275,42 +150,3 @@ def _in_one_palette(pages: list[Image.Image]) -> list[Image.Image]:
         sheet.paste(page, (0, i * page.height))
     palette = sheet.quantize(256, Image.Quantize.MEDIANCUT)
     return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pages]
-
-
-def _legend(type_, gap: int, line: int, masked: bool) -> Image.Image:
-    entries = [("probability of the class", PROBABILITY), ("attention on the object", ON_OBJECT)][: 1 + masked]
-    widths = [36 + round(type_.getlength(words)) for words, _ in entries]
-    page = Image.new("RGB", (gap + sum(widths), line), PAPER)
-    draw, x = ImageDraw.Draw(page), gap
-    for (words, colour), width in zip(entries, widths, strict=True):
-        draw.line((x, line // 2, x + 16, line // 2), colour, 2)
-        draw.text((x + 20, 2), words, FAINT, type_)
-        x += width
-    return page
-
-
-def _curve(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], values: np.ndarray, colour: str) -> None:
-    "Values 0…1 as a line over the width of `box`, broken where they are undefined; a dot for each of few."
-    x0, y0, x1, y1 = box
-    draw.line((x0, y1, max(x0 + 1, x1), y1), "#d0d7de", _FINER)
-    draw.line((x0, y0, max(x0 + 1, x1), y0), "#eaeef2", _FINER)
-    step = (x1 - x0) / max(1, len(values) - 1)
-    points = [
-        (x0 + i * step, y1 - float(np.clip(v, 0, 1)) * (y1 - y0)) if np.isfinite(v) else None
-        for i, v in enumerate(values)
-    ]
-    for part in _unbroken(points):
-        if len(part) > 1:
-            draw.line(part, colour, 2 * _FINER, joint="curve")
-        for x, y in part if len(values) <= 2 * _MOST_COLUMNS else part[-1:]:
-            draw.ellipse((x - 2.5 * _FINER, y - 2.5 * _FINER, x + 2.5 * _FINER, y + 2.5 * _FINER), colour)
-
-
-def _unbroken(points: Sequence[tuple[float, float] | None]) -> Iterator[list[tuple[float, float]]]:
-    part: list[tuple[float, float]] = []
-    for point in [*points, None]:
-        if point is not None:
-            part.append(point)
-        elif part:
-            yield part
-            part = []

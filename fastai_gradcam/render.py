@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ DEFAULT_CMAP = "inferno"
 DEFAULT_ALPHA = 0.5
 
 RIGHT, WRONG, INK, FAINT, PAPER = "#1a7f37", "#c9252d", "#1f2328", "#656d76", "#ffffff"
+VERDICTS = {True: RIGHT, False: WRONG, None: FAINT}
 
 
 @lru_cache
@@ -114,9 +116,11 @@ def grid(
     high = max(fit(c.image.size, tile)[1] for c in cells)
     lines = 1 + any(c.subtitle for c in cells) + notes
     step_x, step_y = tile + gap, high + lines * line + gap + line // 4
-    width = gap + columns * step_x
     head_font = font(tile // 11)
-    head = _wrap(heading, head_font, width - 2 * gap)
+    # A page of one narrow column grows with its heading's longest part, within reason.
+    longest = max((head_font.getlength(part) for part in re.split(r" · |\n", heading)), default=0)
+    width = max(gap + columns * step_x, math.ceil(min(longest, 3 * tile)) + 2 * gap)
+    head = wrap(heading, head_font, width - 2 * gap)
     head_line = round(head_font.size * 1.4)
     top = gap + len(head) * head_line + (gap // 2 if head else 0)
     page = Image.new("RGB", (width, top + rows * step_y), PAPER)
@@ -132,25 +136,32 @@ def grid(
 def _draw_cell(page, draw, cell: Cell, x, y, tile, high, text, line, alpha, cmap) -> None:
     size = fit(cell.image.size, tile)
     picture = cell.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    empty = cell.map is not None and not normalise(cell.map).any()
     if cell.map is not None:
         picture = overlay(picture, cell.map, alpha, cmap)
     left, above = x + (tile - size[0]) // 2, y + (high - size[1]) // 2
     page.paste(picture, (left, above))
-    colour = {True: RIGHT, False: WRONG, None: FAINT}[cell.verdict]
+    colour = VERDICTS[cell.verdict]
     stroke = max(2, tile // 70)
     draw.rectangle((left, above, left + size[0] - 1, above + size[1] - 1), outline=colour, width=stroke)
-    if empty:
-        words = "not finite" if not np.isfinite(cell.map).all() else "empty map"
-        box = draw.textbbox((left + stroke + 5, above + stroke + 3), words, font=text)
-        draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), PAPER)
-        draw.text((left + stroke + 5, above + stroke + 3), words, FAINT, text)
+    if cell.map is not None:
+        mark_empty(draw, (left + stroke + 5, above + stroke + 3), cell.map, text)
     sign = {True: "✓ ", False: "✗ ", None: ""}[cell.verdict]
     below = y + high + line // 4
     written = [(cell.title, INK), (sign + cell.subtitle if cell.subtitle else "", colour), (cell.note, FAINT)]
     for words, ink in (w for w in written if w[0]):
         draw.text((x, below), shorten(words, text, tile), ink, text)
         below += line
+
+
+def mark_empty(draw: ImageDraw.ImageDraw, at: tuple[int, int], map: np.ndarray, text) -> None:
+    "Say at the place `at` that a map is empty or not finite, where it is: its overlay does not tell."
+    finite = np.isfinite(map).all()
+    if finite and normalise(map).any():
+        return
+    words = "empty map" if finite else "not finite"
+    box = draw.textbbox(at, words, font=text)
+    draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), PAPER)
+    draw.text(at, words, FAINT, text)
 
 
 def fit(size: tuple[int, int], tile: int) -> tuple[int, int]:
@@ -182,7 +193,7 @@ def shorten(words: str, font, width: int) -> str:
     return f"{start[:low].rstrip()}… {keep_end}".rstrip()
 
 
-def _wrap(words: str, font, width: int) -> list[str]:
+def wrap(words: str, font, width: int) -> list[str]:
     "`words` on lines of at most `width` pixels, broken between parts that ` · ` separates; `\\n` starts a line."
     lines = []
     for paragraph in filter(None, words.split("\n")):

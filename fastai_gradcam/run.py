@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .findings import Thresholds
+    from .notebook import ReportView
     from .record import Recorder
 
 __all__ = ["HISTORY_COLUMNS", "SCHEMA_VERSION", "Run"]
@@ -50,7 +51,11 @@ class Run:
         self.info  # noqa: B018  (a folder that is no run is told at once)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}): {len(self.frames)} frames of {len(self.panel)} images, {self.status}"
+        try:
+            about = f"{len(self.frames)} frames of {len(self.panel)} images, {self.status}"
+        except (OSError, ValueError) as error:  # its folder was moved or damaged meanwhile
+            about = str(error)
+        return f"Run({str(self.path)!r}): {about}"
 
     @property
     def info(self) -> dict[str, Any]:
@@ -160,7 +165,8 @@ class Run:
     def evolution(self, path: str | Path | None = None, **options: Any) -> Image.Image:
         """The run on one page: a row per image, a column per frame, curves below; saved where `path` is given.
 
-        `options`: those of `fastai_gradcam.pictures.evolution` (`items`, `layer`, `columns`, `tile`, `alpha`, `cmap`).
+        `options`: those of `fastai_gradcam.pictures.evolution` (`items`, `layer`, `columns`, `tile`, `alpha`, `cmap`,
+        `scale`).
         """
         from . import pictures
 
@@ -185,7 +191,10 @@ class Run:
         return pictures.plot(self, columns, ax)
 
     def compare(self, other: Run, **options: Any) -> Image.Image:
-        "This run beside `other` on the same panel, map against map; see `fastai_gradcam.pictures.compare`."
+        """This run and `other` on the same panel, frame against frame, or with `frame=` one of each side by side.
+
+        `options`: those of `fastai_gradcam.pictures.compare` (`frame`, and those of `evolution`).
+        """
         from . import pictures
 
         return pictures.compare(self, other, **options)
@@ -212,6 +221,16 @@ class Run:
 
         return write_report(self, path)
 
+    def widget(self, height: int = 720) -> ReportView:
+        """The interactive page inside of a notebook, as a cell's last line, `height` pixels high.
+
+        It shows the run as it is now: of one that grows, run the cell again. Nothing is written. Raises `ValueError` for
+        a height below 200.
+        """
+        from .notebook import ReportView
+
+        return ReportView(self, height)
+
     def _frame(self, frame: int) -> dict[str, Any]:
         "The frame numbered `frame`; negative numbers count from the last complete one."
         frames = self.frames
@@ -229,9 +248,9 @@ class Run:
         return found
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from .notebook import in_brief
 
-        return f"<p>{escape(repr(self))}</p>"
+        return in_brief(self)
 
     @cached_property
     def name(self) -> str:

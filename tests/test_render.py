@@ -10,7 +10,6 @@ from fastai_gradcam.render import (
     RIGHT,
     WRONG,
     Cell,
-    _wrap,
     colormap,
     font,
     grid,
@@ -18,6 +17,7 @@ from fastai_gradcam.render import (
     overlay,
     shorten,
     upsample,
+    wrap,
 )
 
 
@@ -140,9 +140,12 @@ def test_words_are_shortened_to_their_width_and_keep_a_percentage(words):
 
 def test_headings_are_wrapped_between_their_parts():
     words = " · ".join(f"metric_{i} 0.12345" for i in range(12))
-    lines = _wrap(f"Fit 0\n{words}", font(16), 400)
+    lines = wrap(f"Fit 0\n{words}", font(16), 400)
     assert lines[0] == "Fit 0" and len(lines) > 4
     assert all(font(16).getlength(line) <= 400 for line in lines)
     assert " · ".join(lines[1:]) == words
     image = Image.new("RGB", (50, 50))
+    narrow = grid([Cell(image)], "Fit 0\nmean_absolute_percentage_error 0.12345", tile=100)
+    assert font(100 // 11).getlength("mean_absolute_percentage_error 0.12345") < narrow.width - 12 < 300
+    assert grid([Cell(image)], "x" * 300, tile=100).width <= 312
     assert grid([Cell(image)], f"Fit 0\n{words}").height > grid([Cell(image)], "Fit 0").height

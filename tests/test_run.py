@@ -17,9 +17,11 @@ from PIL import Image
 from report_fixture import LABELS, make_run
 
 from fastai_gradcam import Run
+from fastai_gradcam.comparison import _epochs_trained, _shared, _two_names, _two_runs
+from fastai_gradcam.course import Course
 from fastai_gradcam.pictures import title
 from fastai_gradcam.record import Frame, Recorder, append
-from fastai_gradcam.render import RIGHT, WRONG
+from fastai_gradcam.render import RIGHT, WRONG, fit, font, overlay
 from fastai_gradcam.run import HISTORY_COLUMNS
 
 STRANGE = ["NA", "null", "", "nan", "None", "Ködel-Ünïcode 鱼 🐟", "x" * 300, 'a, "b"; c', "007", "True", "1e5", "-"]
@@ -415,12 +417,160 @@ def test_columns_without_numbers_are_left_out(tmp_path):
     plt.close("all")
 
 
-def test_two_runs_on_the_same_panel_stand_side_by_side(tmp_path):
-    one, other = (Run(make_run(tmp_path / name, n=3, frames=f, seed=0)) for name, f in (("one", 3), ("other", 5)))
+def two_runs(tmp_path, frames=(5, 5), n=3, **options):
+    "Two runs on the same pictures, whose maps differ."
+    one, other = (
+        make_run(tmp_path / name, n=n, frames=f, **options) for name, f in zip(("one", "other"), frames, strict=True)
+    )
+    for file in (other / "maps").iterdir():
+        with np.load(file) as stored:
+            turned = {name: m[..., ::-1].copy() for name, m in stored.items()}
+        np.savez(file, **turned)
+    return Run(one), Run(other)
+
+
+def cell(page, run, columns, item=0, row=0, column=0, rows=2):
+    "The pixels of one picture on a page of pictures, cut where the page's plan says it stands."
+    tile = min(160, max(88, 1200 // (columns + 1)))
+    space, text = max(6, tile // 16), font(max(11, tile // 9))
+    line = round(text.size * 1.5)
+    high = fit(run.image(item).size, tile)[1]
+    step = line + rows * (high + space) + round(tile * 0.4) + space
+    top = page.height - (len(run.panel) - item) * step
+    x, y = space + column * (tile + space), top + line + row * (high + space)
+    return np.asarray(page.crop((x, y, x + tile, y + high)))
+
+
+@pytest.mark.parametrize("frames", [5, 50])
+def test_two_runs_stand_frame_against_frame(frames, tmp_path):
+    one, other = two_runs(tmp_path, (frames, frames))
     page = one.compare(other)
+    shown = [0, 1, 2, 3, 4] if frames == 5 else [round(i) for i in np.linspace(0, 49, 12)]
+    assert 5 * 88 < page.width < 1700
+    for item, row, run in ((0, 0, one), (2, 0, one), (0, 1, other), (2, 1, other)):
+        small = cell(page, run, len(shown), item, row)
+        image = run.image(item).resize(small.shape[1::-1], Image.Resampling.BICUBIC)
+        assert np.abs(small[30:].astype(float) - np.asarray(image)[30:]).max() == 0  # below the letter
+        for column, k in enumerate(shown):
+            expected = np.asarray(overlay(image, run.maps(k)["0.7.2"][item]))[2:-2, 2:-2]
+            drawn = cell(page, run, len(shown), item, row, column + 1)[2:-2, 2:-2]
+            assert np.array_equal(drawn, expected), (item, row, column)
+    assert coloured(page, RIGHT) and coloured(page, WRONG)
+
+
+def test_one_frame_of_each_run_is_a_pair(tmp_path):
+    one, other = two_runs(tmp_path, (3, 5))
+    page = one.compare(other, frame=-1)
     assert page.width > 2 * 160 and page.height > 3 * 160
-    assert page.tobytes() != one.compare(one).tobytes() != other.compare(one).tobytes()
-    assert one.compare(other, items=[1]).height < page.height / 2
+    assert page.tobytes() != one.compare(one, frame=-1).tobytes() != other.compare(one, frame=-1).tobytes()
+    assert page.tobytes() != one.compare(other, frame=0).tobytes()
+    assert one.compare(other, frame=-1, items=[1]).height < page.height
+    with pytest.raises(IndexError, match="no frame 4"):
+        one.compare(other, frame=4)
+
+
+def test_runs_of_different_lengths_meet_at_the_same_epochs(tmp_path):
+    one = recorded(tmp_path / "one", ["a", "b"], frames=3)
+    other = recorded(tmp_path / "other", ["a", "b"], frames=6)
+    assert _epochs_trained(Course(one, None)) == [0, 1, 2]
+    page = one.compare(other)  # the three that both have, and the longer one's last
+    assert _shared([0, 1, 2], [0, 1, 2, 3, 4, 5], 12) == [0, 1, 2, 5]
+    assert _shared([0, 1, 2, 3, 4, 5, 6], [0, 3, 6], 12) == [0, 3, 6]
+    assert _shared(list(range(51)), list(range(51)), 3) == [0, 25, 50]
+    assert _shared([0, 1], [5, 6], 12) == [0, 1, 5, 6]
+    blank = cell(page, one, 4, row=0, column=4)
+    drawn = cell(page, one, 4, row=1, column=4)
+    assert (blank == 255).mean() > 0.9 > (drawn == 255).mean()
+
+
+def test_epochs_count_over_the_fits_whatever_failed_or_was_passed_over(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=1, frames=11, failed=(3,)))
+    fits = [(f["fit"], f["epoch"]) for f in run.frames]
+    assert fits[:5] == [(0, -1), (0, 0), (0, 1), (1, 0), (1, 1)]
+    assert _epochs_trained(Course(run, None)) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_comparison_names_the_runs_and_the_settings_that_differ(tmp_path):
+    settings = {"n": 3, "method": "gradcam", "seed": 1, "path": "/here", "layer": 5}
+    one = Run(make_run(tmp_path / "one", n=2, frames=2, info={"settings": settings, "arch": "resnet18"}))
+    more = settings | {"method": "hirescam", "path": "/there", "layer": 7}
+    other = Run(make_run(tmp_path / "other", n=2, frames=2, info={"settings": more, "arch": "vgg16"}))
+    courses = [Course(one, None), Course(other, None)]
+    said = _two_runs(courses, _two_names(one, other), [-1, -1])
+    assert said[0][:3] == ["one (resnet18)", "layer 0.7.2", "method gradcam"] and said[0][3] == "epoch 0:"
+    assert said[1][:3] == ["other (vgg16)", "layer 0.7.2", "method hirescam"]
+    assert any(part.startswith("accuracy ") for part in said[0])
+    (tmp_path / "b").mkdir()
+    again = Run(shutil.copytree(one.path, tmp_path / "b" / "one"))
+    assert _two_names(one, again) == (f"{tmp_path.name}/one", "b/one")
+
+
+def resized(run, item, size=None, **changes):
+    image = run.image(item)
+    image = image if size is None else image.resize((size, size), Image.Resampling.BICUBIC)
+    image.paste(**changes) if changes else None
+    image.save(run.path / f"panel/{item:03d}.jpg", quality=92)
+
+
+def test_images_of_one_name_that_are_not_the_same_picture_are_told(tmp_path, recwarn):
+    one, other = two_runs(tmp_path)
+    plain = one.compare(other)
+    for item in range(3):
+        resized(other, item, 96)
+    info = json.loads((other.path / "run.json").read_text())
+    for entry in info["panel"]:
+        entry |= {"width": 96, "height": 96}
+    (other.path / "run.json").write_text(json.dumps(info))
+    assert one.compare(other).size == (plain.width, plain.height) and not recwarn  # another size is the same picture
+    resized(other, 2, im=(255, 255, 255), box=(70, 70, 90, 90))  # a tag
+    with pytest.warns(UserWarning, match=r"1 of 3 images are not the same picture .*: 2 \(Perch/00002\.png\)\. Other"):
+        marked = one.compare(other)
+    assert coloured(marked, WRONG) > coloured(plain, WRONG)
+    with pytest.warns(UserWarning, match="not the same picture"):
+        one.compare(other, frame=-1)
+    recwarn.clear()
+    one.compare(other, items=[0, 1])
+    assert not recwarn
+
+
+def test_one_scale_makes_a_weak_map_dark(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=2, frames=3))
+    for k, factor in enumerate((0.1, 1, 0.5)):
+        maps = np.ones((2, 7, 7), np.float32) * factor
+        maps[1] *= 4
+        np.savez(run.path / f"maps/frame-{k:03d}.npz", **{"0.7.2": maps})
+    tops = {"map": (1, 1, 1, 1), "image": (0.1, 0.5, 0.1, 0.5), "all": (0.025, 0.125, 0.1, 0.5)}
+    for scale, shares in tops.items():
+        for draw, rows in ((run.evolution, 1), (lambda **o: run.compare(run, **o), 2)):
+            page = draw(scale=scale, alpha=1, cmap="gray")
+            found = [cell(page, run, 3, i, 0, c, rows)[60, 60, 0] / 255 for i in (0, 1) for c in (1, 3)]
+            assert found == pytest.approx(shares, abs=0.004), scale
+    with pytest.raises(ValueError, match="There is no scale 'frame'"):
+        run.evolution(scale="frame")
+
+
+def test_an_empty_map_is_marked_on_an_evolution_and_a_comparison(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=2, frames=3, empty=[(1, 0)]))
+    with np.load(run.path / "maps" / "frame-002.npz") as stored:
+        maps = dict(stored)
+    maps["0.7.2"][0, 0, 0] = np.nan
+    np.savez(run.path / "maps" / "frame-002.npz", **maps)
+    for page, rows in ((run.evolution(), 1), (run.compare(run), 2)):
+        corners = [(cell(page, run, 3, 0, 0, c, rows)[4:14, 6:60] == 255).all(-1).mean() for c in (1, 2, 3)]
+        assert corners[0] < 0.05 < 0.4 < min(corners[1:])
+
+
+def test_of_several_layers_and_classes_the_one_drawn_is_named(tmp_path):
+    several = Run(make_run(tmp_path / "several", n=1, frames=2, layers=("0.6.5", "0.7.2"), classes=2))
+    one = Run(make_run(tmp_path / "one", n=1, frames=2))
+    assert Course(several, None).about == "layer 0.7.2, the first of 2 classes"
+    assert Course(several, "0.6.5").about.startswith("layer 0.6.5") and Course(one, None).about == ""
+    line = round(font(160 // 9).size * 1.5)
+    assert several.evolution().height == one.evolution().height + line
+    text = np.asarray(several.evolution().crop((0, 5 + line, 400, 5 + 2 * line)).convert("L"))
+    assert (text < 160).sum() > 200
+    with Image.open(several.animation()) as drawn, Image.open(one.animation()) as plain:
+        assert drawn.width > plain.width  # the heading says it, and has room
 
 
 def test_runs_on_different_panels_are_not_compared(tmp_path):
