@@ -30,7 +30,6 @@ from fastai.callback.core import (
 )
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import rank_distrib
-from fastcore.imports import in_notebook
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -43,8 +42,9 @@ from .loggers import loggers_of
 from .masks import Masks
 from .measures import measure
 from .methods import resolve_method
+from .notebook import NotebookGrid, in_notebook
 from .panel import Panel, build_panel
-from .publish import NotebookGrid, ReportRefresher, publish
+from .publish import ReportRefresher, publish
 from .record import Frame, reason_of
 from .record import Recorder as RunRecorder
 from .render import slices

@@ -1,4 +1,4 @@
-"""What a run shows of itself: the report while it grows, its pictures when it ends, the grid in a notebook."""
+"""What a run shows of itself: the report while it grows, and its pictures when it ends."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import io
 import threading
 import time
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from .record import Frame, Recorder, write_whole
 from .run import Run
 
-__all__ = ["NotebookGrid", "ReportRefresher", "publish"]
+__all__ = ["ReportRefresher", "publish"]
 
 # The report grows with the run; a refresh waits until this many times its own duration has passed since the last.
 _RARELY = 10
@@ -64,18 +61,3 @@ def publish(path: Path) -> None:
     run.evolution().save(picture, "PNG")
     write_whole(path / "evolution.png", picture.getvalue())
     run.animation()
-
-
-class NotebookGrid:
-    "Shows a picture below the running cell, in place of the one before it."
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-
-    def show(self, image: Image.Image) -> None:
-        from IPython.display import display
-
-        if self._handle is None:
-            self._handle = display(image, display_id=True)
-        else:
-            self._handle.update(image)

@@ -18,6 +18,12 @@ torch.set_num_threads(2)
 
 ROOT = Path(__file__).resolve().parent.parent
 
+CHROMIUM = "/usr/bin/chromium"
+ARGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
 
 @pytest.fixture(autouse=True)
 def seeded():
@@ -53,6 +59,25 @@ def pretrained_squeezenet(torch_home) -> nn.Module:
     from torchvision.models import squeezenet1_1
 
     return squeezenet1_1(weights="IMAGENET1K_V1").eval()
+
+
+# For one module at a time: while it is there, its event loop is in the way of others.
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium; without it these tests are skipped, except under CI, where they fail."
+    reason = None
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        reason = "needs playwright (pip install playwright)"
+    if not Path(CHROMIUM).exists():
+        reason = f"needs {CHROMIUM} (apt-get install chromium)"
+    if reason:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

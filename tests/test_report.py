@@ -21,12 +21,6 @@ from fastai_gradcam.render import overlay
 from fastai_gradcam.report import write_report
 from fastai_gradcam.run import Run
 
-CHROMIUM = "/usr/bin/chromium"
-ARGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-
 HOSTILE = [
     "<script>window.pwned = 1</script>",
     "</script><script>window.pwned = 2</script>",
@@ -233,24 +227,6 @@ def test_no_text_can_end_the_element_that_holds_the_data(tmp_path):
 
 
 # ------------------------------------------------------------------------------------- in the browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "Chromium; without it these tests are skipped, except under CI, where they fail."
-    reason = None
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        reason = "needs playwright (pip install playwright)"
-    if not Path(CHROMIUM).exists():
-        reason = f"needs {CHROMIUM} (apt-get install chromium)"
-    if reason:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, colormap
 
-__all__ = ["write_report"]
+__all__ = ["report_page", "write_report"]
 
 CMAPS = ("magma", "viridis", "cividis", "inferno", "jet", "turbo")
 NUMBERS = (
@@ -43,7 +43,7 @@ def write_report(run: Any, path: str | os.PathLike | None = None) -> Path:
     Raises `OSError` when the file cannot be written.
     """
     path = Path(run.path, "report.html") if path is None else Path(path)
-    html = _html(_data(run)).encode("utf-8")
+    html = report_page(run).encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -52,6 +52,11 @@ def write_report(run: Any, path: str | os.PathLike | None = None) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def report_page(run: Any) -> str:
+    "The page that `write_report` writes, as text."
+    return _html(_data(run))
 
 
 # ---------------------------------------------------------------------------------------------- the page

@@ -17,6 +17,16 @@ function fillHeader() {
   fillPairs('versions', run.versions);
 }
 
+/** What an address would do: a link to a part of the page leads to the notebook's, and reloading to the same text. */
+function fitIntoFrame() {
+  byId('reload').hidden = true;
+  byId('running').firstElementChild.textContent = 'Training was still running when this page was made. Run the cell again for newer frames.';
+  document.querySelector('.skip').addEventListener('click', (event) => {
+    event.preventDefault();
+    byId('panel').focus();
+  });
+}
+
 function reload() {
   writeAddress();
   location.reload();
@@ -305,6 +315,7 @@ views.push((changed) => {
 
 function start() {
   byId('frame').max = Math.max(0, frameCount - 1);
+  if (framed) fitIntoFrame();
   byId('tools').open = matchMedia('(min-width: 720px)').matches;
   fillHeader();
   fillNotes();

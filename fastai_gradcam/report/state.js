@@ -1,5 +1,8 @@
 // What is shown, kept in the page's address, so that reloading (or sending the link) keeps the view.
 
+/** In a notebook the page is text inside of a frame: its address is not its own, and there is nothing to load again. */
+const framed = location.protocol === 'about:';
+
 const SORTS = [
   ['panel', 'panel order', null, () => 0],
   ['change', 'change since the frame before', 'similarity_prev', (x) => x],
@@ -99,6 +102,7 @@ function change(patch) {
 
 function writeAddress() {
   clearTimeout(addressTimer);
+  if (framed) return;
   const text = address();
   if (text !== location.hash.slice(1)) history.replaceState(null, '', text ? `#${text}` : location.pathname + location.search);
 }

@@ -1,0 +1,112 @@
+"""What a notebook shows of a run: the grid below a cell that trains, the run in brief, its report in a frame."""
+
+from __future__ import annotations
+
+import io
+import sys
+from base64 import b64encode
+from contextlib import suppress
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["NotebookGrid", "ReportView", "in_brief", "in_notebook"]
+
+_LOWEST = 200
+
+
+def in_notebook() -> bool:
+    "Whether what a cell displays is seen as a picture: under IPython, and not in its terminal."
+    # fastcore's own `in_notebook` says yes in a terminal, too, where a picture would be a line of text.
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and not any("Terminal" in kind.__name__ for kind in type(shell).__mro__)
+
+
+class NotebookGrid:
+    "Shows a picture below the running cell, in place of the one before it."
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, image: Image.Image) -> None:
+        from IPython import display as ipython
+
+        # The run has the lossless picture. A notebook keeps what it shows, and a PIL image would be in it twice.
+        shown = ipython.Image(data=_jpeg(image), format="jpeg")
+        if self._handle is None:
+            self._handle = ipython.display(shown, display_id=True)
+        else:
+            self._handle.update(shown)
+
+
+class ReportView:
+    """The report of a run inside of a notebook, as `Run.widget` gives it: the last line of a cell, it shows itself.
+
+    The page is the self-contained one that `Run.report` writes, in a frame, and not ipywidgets: those bring a dozen
+    packages and a part for the browser that has to fit them, are empty in a notebook that is opened later without a
+    kernel, and would be a second page to keep; the frame works in all of these, and in what nbconvert makes of it.
+
+    The frame may run its own scripts and nothing else: no access to the notebook or its server, no forms, no windows.
+    """
+
+    def __init__(self, run: Run, height: int = 720):
+        if isinstance(height, bool) or not isinstance(height, int) or height < _LOWEST:
+            raise ValueError(f"height must be a number of pixels from {_LOWEST} up, got {height!r}.")
+        from .report import report_page
+
+        self.height, self._name, self._frames = height, _text(run.name), len(run.frames)
+        self._page = report_page(run)
+
+    def _repr_html_(self) -> str:
+        title = escape(f"Report of the run {self._name}")
+        # Room at the bottom, where the frame leaves the handle of `resize` to the mouse.
+        outer = f"height:{self.height}px;min-height:{_LOWEST}px;padding-bottom:14px;box-sizing:border-box;"
+        inner = "width:100%;height:100%;border:1px solid #8888;border-radius:6px;box-sizing:border-box"
+        return (
+            f'<div class="gradcam-report" style="{outer}resize:vertical;overflow:hidden">'
+            f'<iframe title="{title}" sandbox="allow-scripts" referrerpolicy="no-referrer" style="{inner}" '
+            f'srcdoc="{escape(self._page)}"></iframe></div>'
+            f"<p><small>{escape(self._name)}: click into the page, then ← and → step through its "
+            f"{_count(self._frames, 'frame')} and space plays them. Where there is no page above, this viewer keeps "
+            "scripts out; <code>run.report()</code> writes it as a file.</small></p>"
+        )
+
+    def __repr__(self) -> str:
+        return f"ReportView(run {self._name!r}, {_count(self._frames, 'frame')}): a notebook shows it"
+
+
+def in_brief(run: Run) -> str:
+    "A run in a few words, and its newest grid, as HTML. What cannot be read is left out."
+    try:
+        info, status = run.info, run.status
+    except (OSError, ValueError):
+        return f"<p>{escape(repr(run))}</p>"
+    frames, images, layers = info["frames"], len(info["panel"]), ", ".join(map(str, info["layers"]))
+    about = [_count(len(frames), "frame"), f"{_count(images, 'image')}", str(info["arch"]), f"layer {layers}"]
+    html = f"<p><b>{escape(_text(run.name))}</b>: {escape(status)} · {escape(' · '.join(about))}<br>"
+    html += "<small><code>.widget()</code> steps through the frames; <code>.history</code> and "
+    html += "<code>.findings()</code> have the numbers.</small></p>"
+    with suppress(IndexError, OSError, ValueError):
+        grid = b64encode(_jpeg(run.grid())).decode("ascii")
+        html += f'<img alt="The newest grid" style="max-width:100%" src="data:image/jpeg;base64,{grid}">'
+    return html
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _text(name: str) -> str:
+    "A folder's name, which need not be text, as what can be sent to a browser."
+    return name.encode("utf-8", "replace").decode()
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    # Whole colours: the grid has fine print.
+    image.convert("RGB").save(data, "JPEG", quality=88, subsampling=0)
+    return data.getvalue()
