@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from fastai.torch_core import to_device
 from fastai.vision.core import PILMask
 from PIL import Image, ImageDraw
 
-__all__ = ["Masks", "finder", "mask_of"]
+__all__ = ["Masks", "finder", "mask_of", "warn_of_unseen"]
 
 Masks = None | str | Path | Mapping[Any, Any] | Callable[[Any], Any]
 
@@ -24,7 +26,7 @@ def finder(masks: Masks) -> Callable[[Any, str], Any] | None:
     `masks`: a callable `item -> mask`; a folder that holds a mask under each image's name or relative path, with any
     image suffix; or a mapping from an item's path, name or file name. A mask is a path, an image or array of the
     original image's size (any value but 0 is object), a box `(x0, y0, x1, y1)` or a list of boxes in pixels of the
-    original image, or `None`. Raises `ValueError` for a folder that does not exist and `TypeError` for anything else.
+    original image, `[]` for an image without an object, or `None` for one of which nothing is known. Raises `ValueError` for a folder that does not exist and `TypeError` for anything else.
     """
     if masks is None:
         return None
@@ -41,18 +43,48 @@ def finder(masks: Masks) -> Callable[[Any, str], Any] | None:
 
 
 def mask_of(
-    find: Callable[[Any, str], Any], item: Any, name: str, sample: Any, dl: DataLoader, size: Sequence[int]
+    find: Callable[[Any, str], Any],
+    item: Any,
+    name: str,
+    sample: Any,
+    dl: DataLoader,
+    size: Sequence[int],
+    unseen: list[str] | None = None,
 ) -> np.ndarray | None:
     """The mask of `item` as a boolean `(H, W)` array that is true on the object, as the model sees it, or `None`.
 
-    `sample`: the item as `dl` decoded it, before its transforms; `size`: `(H, W)` of the model's input. Raises
-    `ValueError` with the item's name for a mask that is missing, of another size than its image, or cannot be read.
+    `sample`: the item as `dl` decoded it, before its transforms; `size`: `(H, W)` of the model's input. Where nothing
+    of an object is left, and none was not said by `[]`, the name is added to `unseen`. Raises `ValueError` with the
+    item's name for a mask that is missing, of another size than its image, or cannot be read.
     """
     try:
         value = find(item, name)
     except Exception as error:
         raise ValueError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
-    return None if value is None else _through_pipeline(value, dl, sample[0], name, size)
+    if value is None:
+        return None
+    if _no_boxes(value):
+        return np.zeros(tuple(size), dtype=bool)
+    mask = _through_pipeline(value, dl, sample[0], name, size)
+    if unseen is not None and not mask.any():
+        unseen.append(name)
+    return mask
+
+
+def warn_of_unseen(unseen: Sequence[str]) -> None:
+    "One warning for all images of which the mask is empty."
+    if not unseen:
+        return
+    listed = ", ".join(map(repr, unseen[:3])) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
+    warnings.warn(
+        f"The mask is empty, as the model sees it, for {len(unseen)} of the panel's images: {listed}. Their mask_share stays "
+        "undefined. Either there is no object (then [] says so), or the transforms cut it off.",
+        stacklevel=4,
+    )
+
+
+def _no_boxes(value: Any) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) and np.shape(value) in ((0,), (0, 4))
 
 
 def _keys(item: Any, name: str) -> list[Any]:
@@ -116,10 +148,17 @@ def _as_image(value: Any, size: tuple[int, int]) -> Image.Image:
 
 
 def _boxes(boxes: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    # The one pixel in the corner is never an object; the whole of an image in shares often is.
+    if (boxes >= 0).all() and (boxes <= 1).all():
+        first = tuple(boxes[0].tolist())
+        raise ValueError(
+            f"the box {first} seems to be in shares of the image (0…1); boxes are in pixels, here of {size[0]}×{size[1]}: "
+            f"{tuple(round(v * s) for v, s in zip(first, size * 2, strict=True))}"
+        )
     mask = Image.new("L", size)
     draw = ImageDraw.Draw(mask)
     for x0, y0, x1, y1 in boxes.tolist():
         if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
             raise ValueError(f"the box {(x0, y0, x1, y1)} does not lie in an image of {size[0]}×{size[1]} pixels")
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=1)
+        draw.rectangle((math.floor(x0), math.floor(y0), math.ceil(x1) - 1, math.ceil(y1) - 1), fill=1)
     return mask

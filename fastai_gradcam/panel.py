@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from .data import encode, item_name, picture, read
-from .masks import Masks, finder, mask_of
+from .masks import Masks, finder, mask_of, warn_of_unseen
 from .tasks import task_of
 
 __all__ = ["Panel", "build_panel"]
@@ -90,13 +90,15 @@ def build_panel(
     root = getattr(dls, "path", None)
     names = [item_name(item, i, root) for item, i in zip(sources, indices, strict=True)]
     find, batches, found = finder(masks), [], []
+    unseen: list[str] = []
     for item, index, name in zip(sources, indices, names, strict=True):
         sample = read(dl, index, name)
         batches.append(encode(dl, sample, name))
         x = batches[-1][0] if isinstance(batches[-1], (tuple, list)) else batches[-1]
-        found.append(None if find is None else mask_of(find, item, name, sample, dl, x.shape[-2:]))
+        found.append(None if find is None else mask_of(find, item, name, sample, dl, x.shape[-2:], unseen))
     if find is not None and all(mask is None for mask in found):
         raise ValueError(f"masks has no mask for any image of the panel, such as {names[0]!r}.")
+    warn_of_unseen(unseen)
     inputs = [b[0] if isinstance(b, (tuple, list)) else b for b in batches]
     shapes = {tuple(x.shape[1:]) for x in inputs}
     if len(shapes) > 1:
@@ -138,7 +140,7 @@ def _is_index(item: Any) -> bool:
     return isinstance(item, (int, np.integer)) and not isinstance(item, bool)
 
 
-def _loader_of(dls, items):
+def _loader_of(dls: DataLoaders, items: Sequence[Any]) -> DataLoader:
     "A loader of `items` with their labels, or without, and with a warning, where one of them has none that is known."
     try:
         dl = dls.test_dl(items, with_labels=True, num_workers=0, shuffle=False)
@@ -207,7 +209,7 @@ def _labels_to_spread_over(dataset: Any, first: int) -> Callable[[int], str]:
     return (lambda index: "") if isinstance(label_of(first), Image.Image) else lambda index: str(label_of(index))
 
 
-def _targets(batches) -> Tensor | None:
+def _targets(batches: Sequence[Any]) -> Tensor | None:
     ys = [b[-1] for b in batches if isinstance(b, (tuple, list)) and len(b) > 1]
     if len(ys) != len(batches) or not all(isinstance(y, Tensor) for y in ys):
         return None

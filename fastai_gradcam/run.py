@@ -207,7 +207,7 @@ class Run:
         from .findings import Thresholds, findings
 
         masks = {p["item"]: self.mask(p["item"]) for p in self.panel}
-        areas = {item: float(mask.mean()) for item, mask in masks.items() if mask is not None}
+        areas = {item: float(mask.mean()) for item, mask in masks.items() if mask is not None and mask.any()}
         shapes: dict[str, tuple[int, ...]] = {}
         for frame in reversed([f["frame"] for f in self.frames if f["status"] == "ok"]):
             with suppress(ValueError):  # a damaged file; any other frame's maps have the same shape

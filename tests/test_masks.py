@@ -1,0 +1,72 @@
+"""Masks that hold nothing, and boxes: what is an object, what is none, and what is a mistake."""
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from training import Quiet, one_thread, tiny_learner  # noqa: F401
+
+from fastai_gradcam import GradCAMCallback, Run
+from fastai_gradcam.masks import _boxes
+from fastai_gradcam.panel import build_panel
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def panel_of(image_folder, tmp_path, masks, n=6):
+    return build_panel(tiny_learner(image_folder, tmp_path), n, masks=masks)
+
+
+def drawn(boxes, size=(20, 10)):
+    return np.asarray(_boxes(np.asarray(boxes, dtype=float).reshape(-1, 4), size))
+
+
+@pytest.mark.parametrize("nothing", [[], (), np.zeros((0, 4)), np.array([])], ids=repr)
+def test_no_boxes_mean_no_object_and_no_warning(nothing, image_folder, tmp_path, recwarn):
+    panel = panel_of(image_folder, tmp_path, lambda f: nothing if f.parent.name == "red" else (0, 0, 32, 64))
+    for mask, label in zip(panel.masks, panel.labels, strict=True):
+        assert mask.shape == (32, 32) and mask.dtype == bool and mask.any() == (label != "red")
+    assert not [w for w in recwarn if "mask" in str(w.message)]
+
+
+def test_an_image_without_an_object_has_no_share_and_no_hit_and_the_run_shows_it(image_folder, tmp_path):
+    black = Image.new("L", (64, 64))
+    given = {"red": [], "green": black, "blue": (0, 0, 32, 64)}
+    cb = GradCAMCallback(n=6, masks=lambda f: given[f.parent.name], path=tmp_path / "runs", name="run", show=False)
+    with warnings.catch_warnings(record=True) as said, Quiet():
+        warnings.simplefilter("always")
+        tiny_learner(image_folder, tmp_path, cbs=cb).fit(1)
+    said = [str(w.message) for w in said if "mask" in str(w.message)]
+    assert len(said) == 1 and "for 2 of the panel's images: 'valid/green/" in said[0] and "red" not in said[0]
+    run = Run(tmp_path / "runs" / "run")
+    history = run.history
+    assert (history["mask_share"].notna() == ((history["label"] == "blue") & (history["evidence"] > 0))).all()
+    assert history.loc[history["label"] != "blue", "pointing_hit"].isna().all()
+    assert [run.mask(i).any() for i in range(6)] == [p["label"] == "blue" for p in run.panel]
+    run.findings(), run.evolution(), run.report()
+
+
+def test_an_object_that_the_crop_cuts_off_is_told(image_folder, tmp_path):
+    from fastai.vision.all import CropPad
+
+    learn = tiny_learner(image_folder, tmp_path, item_tfms=CropPad(32))
+    with pytest.warns(UserWarning, match=r"mask is empty.*for 3 of the panel's images: .*transforms cut it off"):
+        build_panel(learn, 6, masks=lambda f: (0, 0, 10, 10) if f.stem == "0" else (20, 20, 40, 40))
+
+
+@pytest.mark.parametrize(
+    "boxes, pixels",
+    [((0.1, 0.25, 0.5, 0.75), "(6, 16, 32, 48)"), ([(0, 0, 1, 1)], "(0, 0, 64, 64)"), ([(0, 0, 0.5, 1)] * 3, "64)")],
+)
+def test_boxes_in_shares_are_refused_with_the_pixels_they_would_be(boxes, pixels, image_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"mask of image 'valid/.*in shares of the image.*in pixels") as error:
+        panel_of(image_folder, tmp_path, lambda f: boxes)
+    assert pixels in str(error.value) and "64×64" in str(error.value)
+
+
+def test_a_box_covers_each_pixel_that_it_touches():
+    assert drawn((2, 3, 5, 7)).sum() == 3 * 4 and drawn((2, 3, 5, 7))[3:7, 2:5].all()
+    assert drawn((2.2, 3.1, 2.8, 3.9)).sum() == 1 and drawn((2.2, 3.1, 2.8, 3.9))[3, 2]
+    assert drawn((1.5, 0, 3.5, 2)).sum() == 3 * 2
+    assert drawn([(0, 0, 1, 1), (10, 5, 20, 10)]).sum() == 1 + 50  # beside a real box, a pixel is a pixel
