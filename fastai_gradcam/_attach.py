@@ -1,9 +1,13 @@
 """Gives `Learner` its methods when fastai is imported after this package, without importing it now."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 _LAST_NEEDED = "fastai.vision.learner"
 
@@ -11,20 +15,23 @@ _LAST_NEEDED = "fastai.vision.learner"
 class _Attach(MetaPathFinder):
     "Steps aside at once, and imports `fastai_gradcam.interpret` right after fastai's own learner module has run."
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != _LAST_NEEDED:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
         if spec is None or spec.loader is None:
             return spec
-        run = spec.loader.exec_module
+        loader: Any = spec.loader
+        run = loader.exec_module
 
-        def run_then_attach(module):
+        def run_then_attach(module: ModuleType) -> None:
             run(module)
             import_module("fastai_gradcam.interpret")
 
-        spec.loader.exec_module = run_then_attach
+        loader.exec_module = run_then_attach
         return spec
 
 

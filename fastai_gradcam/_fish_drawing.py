@@ -291,7 +291,7 @@ def draw_bony_fish(p: Paint, sp: Species, rng: Generator, back, side, belly, fin
     def mid(x):
         return bend * (np.asarray(x) - 0.35) ** 2 * np.sign(np.asarray(x) - 0.35)
 
-    def bent(points: list[tuple[float, float]]) -> np.ndarray:
+    def bent(points: np.ndarray | list[tuple[float, float]]) -> np.ndarray:
         a = np.array(points, float)
         a[:, 1] += mid(a[:, 0])
         return a

@@ -162,7 +162,10 @@ def tag_place(rng: Generator, taken: np.ndarray, m: int) -> tuple[int, int] | No
     "The corner of a random free `m` × `m` window of `taken` (a boolean map), or `None` if there is none."
     s = np.pad(taken.astype(np.int32), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     free = np.argwhere(s[m:, m:] - s[:-m, m:] - s[m:, :-m] + s[:-m, :-m] == 0)
-    return None if not len(free) else tuple(int(i) for i in free[rng.integers(len(free))])
+    if not len(free):
+        return None
+    row, column = free[rng.integers(len(free))]
+    return int(row), int(column)
 
 
 def draw(k: int, rng: Generator, tag_rng: Generator | None, size: int) -> tuple[Image.Image, Image.Image]:
@@ -186,7 +189,8 @@ def draw(k: int, rng: Generator, tag_rng: Generator | None, size: int) -> tuple[
     if max(fish.size) > room:
         ratio = room / max(fish.size)
         fish = fish.resize((int(fish.width * ratio), int(fish.height * ratio)), Image.Resampling.BICUBIC)
-    at = tuple(int(rng.integers(2 * SS, n - 2 * SS - extent + 1)) for extent in fish.size)
+    x, y = (int(rng.integers(2 * SS, n - 2 * SS - extent + 1)) for extent in fish.size)
+    at = x, y
     lay(scene, fish, at, cast, 0.6)
 
     cover = Image.new("L", (n, n))

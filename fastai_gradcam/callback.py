@@ -9,7 +9,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +50,7 @@ from .record import Recorder as RunRecorder
 from .render import slices
 from .run import Run
 from .targets import main_output
-from .tasks import task_of
+from .tasks import Task, task_of
 
 __all__ = ["GradCAMCallback"]
 
@@ -97,6 +97,13 @@ class GradCAMCallback(Callback):
     order = Recorder.order + 1
     remove_on_fetch = True
 
+    # What `_begin` sets, before anything asks for it.
+    _panel: Panel
+    _task: Task
+    _recorder: RunRecorder
+    _refresher: ReportRefresher
+    _layer: list[str] | None
+
     def __init__(
         self,
         n: int = 16,
@@ -113,7 +120,7 @@ class GradCAMCallback(Callback):
         resume: bool = False,
         loggers: Iterable[Callable[[Run, dict], None]] | None = None,
         on_error: str = "warn",
-    ):
+    ) -> None:
         if items is None and (not isinstance(n, int) or n < 1):
             raise ValueError(f"n must be a number of images from 1 up, got {n!r}.")
         if not isinstance(every, int) or every < 1:
@@ -136,15 +143,15 @@ class GradCAMCallback(Callback):
             "path": path, "name": name, "show": show, "seed": seed, "resume": resume, "loggers": loggers,
             "on_error": on_error,
         }  # fmt: skip
-        self._enabled, self._loss_func, self._left = True, None, []
+        self._enabled = True
+        self._loss_func: Any = None
+        self._left: list[str] = []
         self._forget()
 
     def _forget(self) -> None:
         "The state of a callback that has not seen a training yet."
         self._run: Run | None = None
-        self._recorder: RunRecorder | None = None
         self._watched: ref | None = None
-        self._panel: Panel | None = None
         self._layers: list[str] = []
         self._next, self._fit = 0, -1
         self._first: dict[str, np.ndarray] | None = None
@@ -161,7 +168,7 @@ class GradCAMCallback(Callback):
         return {"learn": self.learn, "settings": settings, "left": self._left + left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["settings"])
+        type(self).__init__(self, **state["settings"])
         self._left = state["left"]
         # Past fastai's `__setattr__`, which asks the learner for its attributes: it has none yet.
         self.__dict__["learn"] = state["learn"]
@@ -235,7 +242,7 @@ class GradCAMCallback(Callback):
         # What interrupts the training is on its way to the user: nothing of ours takes its place.
         raising = None if status == "finished" else False
         with self._harmless("closing the run", raising):
-            self._recorder.after_frame.stop()
+            self._refresher.stop()
             self._recorder.close(status)
         with self._harmless("drawing the run", raising):
             publish(self._recorder.path)
@@ -257,7 +264,7 @@ class GradCAMCallback(Callback):
             raise error
         warnings.warn(f"GradCAMCallback: {doing} failed, training goes on: {reason_of(error)}", stacklevel=3)
 
-    def _unchanged(self):
+    def _unchanged(self) -> AbstractContextManager[None]:
         "Leaves the model and the loss function as they are, and the random number generators."
         loss = self._loss_func
         return unchanged(unwrap(self.learn.model), loss, getattr(loss, "func", None))
@@ -334,7 +341,7 @@ class GradCAMCallback(Callback):
         if exists:
             self._continue(path)
             return
-        about = {
+        about: dict[str, Any] = {
             "settings": {k: _plain(v) for k, v in s.items()},
             "arch": _arch(learn, model),
             "layers": self._layers,
@@ -344,9 +351,10 @@ class GradCAMCallback(Callback):
             "images": self._panel.images,
             "masks": self._panel.masks,
         }
-        while self._recorder is None:
+        while True:
             try:
                 self._recorder = RunRecorder.create(path, **about)
+                break
             except FileExistsError:
                 # Another process took the name meanwhile; by the time of day, several may start in one second.
                 if s["name"]:
@@ -379,9 +387,9 @@ class GradCAMCallback(Callback):
         self._adopt(path)
 
     def _adopt(self, path: Path) -> None:
-        self._run = Run(path)
-        self._run._writer = self._recorder
-        self._recorder.after_frame = ReportRefresher(path)
+        self._run = run = Run(path)
+        run._writer = self._recorder
+        self._recorder.after_frame = self._refresher = ReportRefresher(path)
         _watched_by[path.resolve()] = ref(self.learn)
 
     def _check_probe(self, cams: CAMs) -> None:
@@ -416,23 +424,24 @@ class GradCAMCallback(Callback):
         if failure is not None:
             self._failed(f"frame {frame.frame}", failure)
         loggers = [*(self._settings["loggers"] or ()), *loggers_of(self.learn)]
-        if failure is None and (loggers or self._shown is not None):
+        run = self._run
+        if failure is None and run is not None and (loggers or self._shown is not None):
             # They read the frame's files. Where those could not be written, that is the one thing to tell.
             self._recorder.flush()
             if self._recorder.has(frame.frame):
                 for logger in loggers:
-                    self._log(logger, frame)
+                    self._log(logger, run, frame)
                 if self._shown is not None:
                     with self._harmless(f"showing frame {frame.frame}"):
-                        self._shown.show(self._run.grid(frame.frame))
+                        self._shown.show(run.grid(frame.frame))
         self._report_errors()
 
-    def _log(self, logger: Callable[[Run, dict], None], frame: Frame) -> None:
+    def _log(self, logger: Callable[[Run, dict], None], run: Run, frame: Frame) -> None:
         name = getattr(logger, "__name__", None) or type(logger).__name__
         with self._harmless(f"logger {name} at frame {frame.frame}"):
             try:
                 with self._unchanged():
-                    logger(self._run, frame.entry())
+                    logger(run, frame.entry())
             except _CANCELLED:
                 raise
             except Exception as error:
@@ -449,7 +458,8 @@ class GradCAMCallback(Callback):
         maps = [slices(m) if m.ndim - several == 4 else m for m in maps]
         negative = [np.concatenate([_numpy(c.negative_share[i]) for c in chunks]) for i in range(len(self._layers))]
         logits = torch.cat([main_output(c.output) for c in chunks])
-        target = None if chunks[0].target is None else torch.cat([c.target for c in chunks])
+        targets = [c.target for c in chunks if c.target is not None]
+        target = torch.cat(targets) if targets else None
         about = self._about(logits, target)
         frame.maps = dict(zip(self._layers, maps, strict=True))
         for item in range(n):
@@ -523,7 +533,9 @@ class GradCAMCallback(Callback):
             return [None] * len(self._panel)
         try:
             y = y.to(logits.device)
-            each = [float(self._loss_func(logits[i : i + 1].float(), y[i : i + 1])) for i in range(len(y))]
+            each: list[float | None] = [
+                float(self._loss_func(logits[i : i + 1].float(), y[i : i + 1])) for i in range(len(y))
+            ]
         except Exception:
             # A loss of the user's own may need more than predictions and targets.
             return [None] * len(self._panel)
@@ -642,7 +654,7 @@ def _watch_fit() -> None:
         return
 
     @wraps(fit)
-    def told(self, *args, **kwargs):
+    def told(self: Learner, *args: Any, **kwargs: Any) -> Any:
         outer, status = _armed.copy(), "interrupted"
         try:
             result = fit(self, *args, **kwargs)
@@ -653,7 +665,7 @@ def _watch_fit() -> None:
                 if cb._watched is not None and cb._watched() is self:
                     cb._end(status)
 
-    told._tells_gradcam = True
+    vars(told)["_tells_gradcam"] = True
     Learner.fit = told
 
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
+
+    from .learner import CAM
+    from .run import Run
 
 __all__ = ["main"]
 
@@ -108,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _training_options(
     parser: argparse.ArgumentParser, *, arch: str, epochs: int | None, size: int | None, bs: int | None
-):
-    def default(value):
+) -> None:
+    def default(value: object) -> str:
         return f" (default: {value})" if value is not None else " (default: what suits the demo)"
 
     parser.add_argument("--arch", default=arch, help=f"a torchvision network, or a timm one by name{default(arch)}")
@@ -144,7 +151,7 @@ def _train(options: argparse.Namespace) -> int:
     return _watch(options, options.data, options.out or options.data / "gradcam", {})
 
 
-def _watch(options: argparse.Namespace, data: Path, out: Path, recipe: dict) -> int:
+def _watch(options: argparse.Namespace, data: Path, out: Path, recipe: dict[str, Any]) -> int:
     "Train on `data` with the callback, and say where the pictures are."
     from .folders import read_folder
     from .training import train
@@ -171,7 +178,7 @@ def _watch(options: argparse.Namespace, data: Path, out: Path, recipe: dict) -> 
     return 0
 
 
-def _conclude(options: argparse.Namespace, run) -> None:
+def _conclude(options: argparse.Namespace, run: Run) -> None:
     last = run.frames[-1]
     shares = run.history.groupby("frame")["mask_share"].mean()
     if options.json:
@@ -226,7 +233,9 @@ def _explain(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _cams_of(learn, images: list[Path], target, layer, method):
+def _cams_of(
+    learn: Learner, images: list[Path], target: Any, layer: Any, method: str
+) -> Iterator[tuple[Path, Sequence[CAM] | Exception]]:
     "(image, its CAMs or the reason why there are none) for a batch of images; one that cannot be read costs no other."
     from .data import opened
 
@@ -244,7 +253,7 @@ def _cams_of(learn, images: list[Path], target, layer, method):
             yield image, cams[i * each : (i + 1) * each]
 
 
-def _write_explained(options: argparse.Namespace, image: Path, cam, several: bool) -> None:
+def _write_explained(options: argparse.Namespace, image: Path, cam: CAM, several: bool) -> None:
     stem = f"{image.parent.name}-{image.stem}" if image.parent.name else image.stem
     label = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"-{cam.label}")[:60] if several else ""
     file, k = options.out / f"{stem}{label}.png", 1

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ._fish_drawing import SPECIES
 from ._fish_scene import draw
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "PER_SPECIES",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ __all__ = ["ImageFolder", "read_folder"]
 
 _TRAIN, _VALID = ("train", "training"), ("valid", "val", "validation", "test")
 
+# Indices of the training images, and of those for validation.
+Split = tuple[list[int], list[int]]
+
 
 @dataclass
 class ImageFolder:
@@ -26,7 +29,7 @@ class ImageFolder:
 
     path: Path
     items: list[Path]
-    splitter: Callable
+    splitter: Callable[[Sequence[Path]], Split]
     masks: Callable[[Path], Path | None] | None = None
 
     def dataloaders(self, size: int, bs: int, num_workers: int = 0, augment: bool = True) -> DataLoaders:
@@ -84,21 +87,21 @@ def read_folder(path: str | Path, seed: int = 42) -> ImageFolder:
     return ImageFolder(path, items, splitter, fish_mask if masks else None)
 
 
-def _by_first_folder(path: Path, train: str, valid: str) -> Callable:
+def _by_first_folder(path: Path, train: str, valid: str) -> Callable[[Sequence[Path]], Split]:
     "Like fastai's GrandparentSplitter, for classes at any depth."
 
-    def split(items):
+    def split(items: Sequence[Path]) -> Split:
         first = [f.relative_to(path).parts[0] for f in items]
         return [i for i, name in enumerate(first) if name == train], [i for i, n in enumerate(first) if n == valid]
 
     return split
 
 
-def _a_fifth_of_each(seed: int) -> Callable:
+def _a_fifth_of_each(seed: int) -> Callable[[Sequence[Path]], Split]:
     "Validates on a random fifth of each class, and on at least one of several: a fifth of all may miss a class."
 
-    def split(items):
-        draw, valid = random.Random(seed), set()
+    def split(items: Sequence[Path]) -> Split:
+        draw, valid = random.Random(seed), set[int]()
         for label in sorted({parent_label(f) for f in items}):
             own = [i for i, f in enumerate(items) if parent_label(f) == label]
             # A class of one image is learned, not validated on.

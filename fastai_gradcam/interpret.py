@@ -10,6 +10,7 @@ import torch
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner
 from fastcore.basics import patch
+from torch import Tensor, nn
 
 from .cam import gradcam as cams_of
 from .data import encode, for_model, item_name, picture, read
@@ -66,7 +67,7 @@ def plot_top_gradcams(
     return _cams(self.learn, self.dl, worst.tolist(), _BOTH, layer, method)
 
 
-def _still(dls: Any, dl: Any):
+def _still(dls: Any, dl: Any) -> Any:
     "`dl` in order and without augmentation: the training images go through the validation transforms."
     dataset = dl.dataset
     if getattr(dataset, "split_idx", None) == 0 and hasattr(dataset, "items"):
@@ -94,9 +95,9 @@ def _cams(learn: Learner, dl: Any, indices: Sequence[int], target: Any, layer: A
     return CAMList(found, per_image if per_image * len(indices) == len(found) and per_image > 1 else None)
 
 
-def _wanted(task: Task, target: Any, model, x, y):
+def _wanted(task: Task, target: Any, model: nn.Module, x: Tensor, y: Any) -> Any:
     if target is not _BOTH:
         return task.target(target, 1)
     with torch.no_grad():
         predicted = main_output(model(x)).argmax(1)
-    return torch.stack([predicted.cpu(), y.reshape(1).cpu().as_subclass(torch.Tensor)], 1)
+    return torch.stack([predicted.cpu(), y.reshape(1).cpu().as_subclass(Tensor)], 1)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from fastai.learner import Learner
@@ -21,7 +21,10 @@ from .guard import unchanged
 from .layers import named_layers, unwrap
 from .methods import resolve_method
 from .render import DEFAULT_ALPHA, DEFAULT_CMAP, Cell, grid, overlay
-from .tasks import Task, task_of
+from .tasks import Answer, Task, task_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["CAM", "CAMList", "resolve_layer"]
 
@@ -58,13 +61,13 @@ class CAM:
 
     def show(
         self,
-        ctx=None,
+        ctx: Axes | None = None,
         alpha: float = DEFAULT_ALPHA,
         cmap: str = DEFAULT_CMAP,
         title: str | None = None,
-        figsize=None,
-        **kwargs,
-    ):
+        figsize: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> Axes:
         """Draw the overlay into the matplotlib axes `ctx` (new ones if `None`), and return the axes.
 
         `title`: default: the class explained and its probability. Other arguments go to `Axes.imshow`.
@@ -111,13 +114,19 @@ class CAM:
 
 
 @dataclass(repr=False)
-class CAMList(Sequence):
+class CAMList(Sequence[CAM]):
     "Several `CAM`s, which show as one grid; `columns` says how many stand side by side."
 
     cams: list[CAM] = field(default_factory=list)
     columns: int | None = None
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> CAM: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> CAMList: ...
+
+    def __getitem__(self, index: int | slice) -> CAM | CAMList:
         return CAMList(self.cams[index], self.columns) if isinstance(index, slice) else self.cams[index]
 
     def __len__(self) -> int:
@@ -128,7 +137,14 @@ class CAMList(Sequence):
         layers = len({c.layer for c in self.cams}) > 1
         return grid([c._cell(layers) for c in self.cams], "", self.columns, tile, alpha, cmap)
 
-    def show(self, ctx=None, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP, figsize=None, **kwargs):
+    def show(
+        self,
+        ctx: Axes | None = None,
+        alpha: float = DEFAULT_ALPHA,
+        cmap: str = DEFAULT_CMAP,
+        figsize: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> Axes:
         "Draw the grid into the matplotlib axes `ctx` (new ones if `None`), and return the axes."
         page = self.grid(alpha, cmap)
         if ctx is None:
@@ -222,18 +238,18 @@ def explained_images(
 
     `repeats`: the classes were filled up to a common number, and one that comes again is left out.
     """
-    categories = cams.target is not None
-    probs = task.probabilities(cams.output) if categories else None
+    targets = cams.target
+    probs = task.probabilities(cams.output) if targets is not None else None
     answers = _answers(task, cams.output)
-    several = categories and cams.target.ndim == 2
+    several = targets is not None and targets.ndim == 2
     for i, image in enumerate(images):
         found = []
         for layer, maps in zip(cams.layers, cams.maps, strict=True):
             seen = set()
             for k, map in enumerate(maps[i] if several else maps[i : i + 1]):
                 cam = CAM(map.cpu(), image, layer, actual=actual)
-                if categories:
-                    cam.target = int(cams.target[i, k] if several else cams.target[i])
+                if targets is not None:
+                    cam.target = int(targets[i, k] if several else targets[i])
                     cam.label = task.name(cam.target, cams.output)
                     cam.prob = None if probs is None else float(probs[i, cam.target])
                     if repeats and cam.target in seen:
@@ -245,7 +261,7 @@ def explained_images(
         yield found
 
 
-def _answers(task: Task, output: Any):
+def _answers(task: Task, output: Any) -> list[Answer] | None:
     try:
         return task.answers(output)
     except (TypeError, ValueError, RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ class TensorBoardLogger:
     gives the step to log under; default the frame's number.
     """
 
-    def __init__(self, writer: Any, step: Callable[[], int] | None = None):
+    def __init__(self, writer: Any, step: Callable[[], int] | None = None) -> None:
         if isinstance(writer, (str, Path)):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -57,7 +58,7 @@ class WandbLogger:
     log under; default W&B's own. Raises `ValueError` where there is no run to log to.
     """
 
-    def __init__(self, wandb_run: Any = None, step: Callable[[], int] | None = None):
+    def __init__(self, wandb_run: Any = None, step: Callable[[], int] | None = None) -> None:
         self.wandb_run, self.step = wandb_run, step
 
     def __call__(self, run: Run, frame: dict[str, Any]) -> None:
@@ -68,7 +69,8 @@ class WandbLogger:
             raise ValueError("There is no W&B run to log to: call wandb.init() first.")
         logged: dict[str, Any] = {f"gradcam/{k}": v for k, v in mean_numbers(run, frame).items()}
         logged["gradcam/grid"] = wandb.Image(run.grid(frame["frame"]))
-        target.log(logged, **({} if self.step is None else {"step": self.step()}))
+        step: dict[str, Any] = {} if self.step is None else {"step": self.step()}
+        target.log(logged, **step)
 
 
 def loggers_of(learn: Learner) -> list[Logger]:
@@ -80,5 +82,9 @@ def loggers_of(learn: Learner) -> list[Logger]:
         if "TensorBoardCallback" in kinds and getattr(cb, "writer", None) is not None:
             found.append(TensorBoardLogger(cb.writer, lambda: learn.train_iter))
         elif "WandbCallback" in kinds:
-            found.append(WandbLogger(step=lambda cb=cb: max(0, cb._wandb_step)))
+            found.append(WandbLogger(step=partial(_wandb_step, cb)))
     return found
+
+
+def _wandb_step(cb: Any) -> int:
+    return max(0, cb._wandb_step)

@@ -135,8 +135,9 @@ class Task:
     @property
     def _names(self) -> list[str] | None:
         # A single label is there or not.
-        single = self.kind == LABELS and self.vocab and len(self.vocab) == 1
-        return [f"not {self.vocab[0]}", self.vocab[0]] if single else self.vocab
+        if self.kind == LABELS and self.vocab and len(self.vocab) == 1:
+            return [f"not {self.vocab[0]}", self.vocab[0]]
+        return self.vocab
 
     def _named(self, index: int) -> str:
         names = self._names
@@ -184,16 +185,15 @@ class Task:
             ]
         pred = predicted(logits).tolist()
         # A class per image, possibly in a column of its own.
-        known = y is not None and y.numel() == len(pred)
-        right = y.reshape(-1).long().tolist() if known else None
+        right = y.reshape(-1).long().tolist() if y is not None and y.numel() == len(pred) else None
         return [
-            Answer(self._named(c), float(probs[i, c]), right[i] == c if known else None) for i, c in enumerate(pred)
+            Answer(self._named(c), float(probs[i, c]), None if right is None else right[i] == c)
+            for i, c in enumerate(pred)
         ]
 
     def _labelled(self, probs: Tensor, on: Tensor, y: Tensor | None, i: int) -> Answer:
         chosen = on.nonzero().flatten().tolist()
-        known = y is not None and y.shape[1:] == on.shape
-        correct = bool(y[i].gt(0).cpu().equal(on.cpu())) if known else None
+        correct = bool(y[i].gt(0).cpu().equal(on.cpu())) if y is not None and y.shape[1:] == on.shape else None
         if not chosen:
             return Answer("(none)", 1 - float(probs.max()), correct)
         return Answer(self.listed(chosen), float(probs[chosen].min()), correct)

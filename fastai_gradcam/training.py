@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import fastai.vision.all  # noqa: F401  (gives Learner its schedules, its progress bar and its export)
 import torch
@@ -16,6 +17,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import vision_learner
+from torch import nn
 
 from .callback import GradCAMCallback
 from .data import opened
@@ -33,7 +35,7 @@ def train(
     size: int = 224,
     bs: int = 32,
     lr: float = 2e-3,
-    scratch: dict | None = None,
+    scratch: dict[str, Any] | None = None,
     augment: bool = True,
     layer: int | str | None = None,
     n: int = 16,
@@ -75,7 +77,7 @@ def train(
     return learn
 
 
-def _network(arch: str):
+def _network(arch: str) -> str | Callable[..., nn.Module]:
     "torchvision's builder of that name, or the name itself where timm has it."
     builders = [n for n in torchvision.models.list_models() if callable(getattr(torchvision.models, n, None))]
     if arch in builders:
@@ -83,10 +85,11 @@ def _network(arch: str):
     try:
         import timm
     except ImportError:
-        timm = None
-    if timm is not None and timm.is_model(arch):
-        return arch
-    hint = "" if timm is not None else " timm's networks need `pip install timm`."
+        hint = " timm's networks need `pip install timm`."
+    else:
+        if timm.is_model(arch):
+            return arch
+        hint = ""
     raise ValueError(one_of("network", arch, builders) + hint)
 
 
@@ -94,8 +97,14 @@ def _number(layer: int | str | None) -> int | str | None:
     return int(layer) if isinstance(layer, str) and layer.lstrip("-").isdecimal() else layer
 
 
-def _learner(dls, network, path, watch, say) -> tuple[Learner, bool]:
-    common = {"metrics": accuracy, "path": path, "cbs": watch}
+def _learner(
+    dls: DataLoaders,
+    network: str | Callable[..., nn.Module],
+    path: Path,
+    watch: GradCAMCallback,
+    say: Callable[[str], None],
+) -> tuple[Learner, bool]:
+    common: dict[str, Any] = {"metrics": accuracy, "path": path, "cbs": watch}
     try:
         return vision_learner(dls, network, pretrained=True, **common), True
     except Exception as error:
@@ -104,7 +113,7 @@ def _learner(dls, network, path, watch, say) -> tuple[Learner, bool]:
     return scratch_learner(dls, network, **common), False
 
 
-def scratch_learner(dls: DataLoaders, arch: Callable, **kwargs) -> Learner:
+def scratch_learner(dls: DataLoaders, arch: str | Callable[..., nn.Module], **kwargs: Any) -> Learner:
     """A `vision_learner` without pretrained weights, set up to learn from few pictures in few steps.
 
     Every residual block begins as the identity (Goyal et al. 2017, section 5.1), so that a deep network learns at
