@@ -64,8 +64,9 @@ def overlay(
 ) -> Image.Image:
     """`image` with `map` over it: `(1 - alpha)·image + alpha·colour`, at the image's size, RGB.
 
-    `map`: `(h, w)`, any resolution, or a volume `(d, h, w)`, drawn as `slices`; `vmax`: the value of the hottest colour (default: the map's maximum). An empty
-    map is shown as what it is: the image, without colour. Raises `ValueError` for an alpha outside of 0…1.
+    `map`: `(h, w)`, any resolution, or a volume `(d, h, w)`, drawn as `slices`; `vmax`: the value of the hottest colour
+    (default: the map's maximum). An empty map is shown as what it is: the image, without colour. Raises `ValueError`
+    for an alpha outside of 0…1 and for a colormap that matplotlib has not.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in 0…1, got {alpha!r}.")
