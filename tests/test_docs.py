@@ -1,0 +1,568 @@
+"""Every block of code in README.md, CONTRIBUTING.md and docs/ is run; links, messages and the API reference hold.
+
+Blocks of Python run in their order, one namespace per document, in a folder with what a reader has: a few images under
+`path/to/images`, photos, two runs, an exported learner. What a reader brings along, and the text does not make, is in
+`GIVEN`. A small network takes the place of resnet34, and nothing is downloaded; the text of a block is never changed.
+
+Blocks of shell: `fastai-gradcam …` runs, with the options of `SMALLER` behind those that are written (the last one
+counts), and so does a command that starts a program which a block of the same document is, marked by
+`<!-- file: its name -->`; of all other commands it is checked that the program, the files, the modules and the extras
+exist.
+
+A block that is not run has the comment `<!-- not run: why -->` in the line above it, and stands in `NOT_RUN`.
+"""
+
+import ast
+import configparser
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from documents import DOCUMENTS, ROOT, Block, anchors_of, blocks_of, commands_of, execute, links_of, prose_of, text_of
+from PIL import Image
+from torch import nn
+from training import one_thread  # noqa: F401
+
+# What the options of a command become, so that it takes a second.
+SMALLER = {
+    "demo": ["--per-species", "5", "--size", "64", "--epochs", "1", "--bs", "8", "--n", "4"],
+    "train": ["--size", "64", "--epochs", "1", "--bs", "8", "--n", "4"],
+    "explain": [],
+    "report": [],
+}
+
+NOT_RUN = [
+    ("README.md", "the layout of a folder"),
+    ("CONTRIBUTING.md", "a picture in letters"),
+    ("docs/coming-from.md", "needs TensorFlow, which is no dependency of the tests"),
+]
+
+
+# --- a reader's folder and names
+
+
+def small_resnet(weights=None, progress=True, classes=1000):
+    "resnet34's parts under resnet34's names, each a hundredth of its size; whatever `weights`, from the same seed."
+    from torchvision.models.resnet import BasicBlock
+
+    def stage(into, out, stride):
+        shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        return nn.Sequential(BasicBlock(into, out, stride, shortcut))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = OrderedDict(conv1=nn.Conv2d(3, 8, 7, 2, 3, bias=False), bn1=nn.BatchNorm2d(8), relu=nn.ReLU(True))
+        parts["maxpool"] = nn.MaxPool2d(3, 2, 1)
+        widths = [8, 8, 16, 24, 32]
+        for i in range(4):
+            parts[f"layer{i + 1}"] = stage(widths[i], widths[i + 1], 1 + (i > 0))
+        parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(32, classes)}
+        return nn.Sequential(parts)
+
+
+@contextmanager
+def small_networks():
+    "`small_resnet` where fastai and torchvision have resnet34, with nothing to download and no worker processes."
+    import fastai.vision.all
+    import torchvision
+    from fastai.vision.learner import model_meta
+    from fastcore.foundation import defaults
+
+    from fastai_gradcam.methods import methods
+
+    known = dict(methods)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(model_meta, small_resnet, {**model_meta[torchvision.models.resnet34], "cut": -3})
+        for home in (fastai.vision.all, torchvision.models):
+            patch.setattr(home, "resnet34", small_resnet)
+        patch.setattr(defaults, "cpus", 0)
+        yield
+    # A block may have registered one.
+    for name in methods.keys() - known.keys():
+        del methods[name]
+
+
+def draw(file, colour, rng):
+    pixels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
+    y, x = rng.integers(0, 40, 2)
+    pixels[y : y + 24, x : x + 24, colour] = 230
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[y : y + 24, x : x + 24] = 255
+    return Image.fromarray(mask)
+
+
+@pytest.fixture(scope="module")
+def readers_folder(tmp_path_factory):
+    "Images by class, enough for a batch of fastai's default size, their masks, photos and two runs."
+    path, rng = tmp_path_factory.mktemp("reader"), np.random.default_rng(0)
+    for colour, label in enumerate(("Sea Bass", "Shrimp", "Trout")):
+        for i in range(32):
+            mask = draw(path / f"path/to/images/{label}/{label.lower()}-{i}.jpg", colour, rng)
+            file = path / f"path/to/masks/{label}/{label.lower()}-{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            mask.save(file)
+    for name in ("trout.jpg", "photo.jpg", "photos/a.jpg", "photos/b.jpg"):
+        draw(path / name, 2, rng)
+    with pytest.MonkeyPatch.context() as patch, small_networks():
+        patch.chdir(path)
+        learner(epochs=3, name="my-run", path="gradcam")
+    shutil.copytree(path / "gradcam/my-run", path / "gradcam/my-other-run")
+    return path
+
+
+@pytest.fixture
+def here(readers_folder, tmp_path, monkeypatch):
+    "A copy of the reader's folder, as the working directory."
+    monkeypatch.chdir(shutil.copytree(readers_folder, tmp_path / "reader"))
+    with small_networks():
+        yield Path.cwd()
+
+
+def given(document):
+    "What the reader of a document has already."
+    found = {"torch": torch, "Path": Path, "path": Path("path/to/images")}
+    if document in GIVEN:
+        found |= GIVEN[document]()
+    return found
+
+
+def plain_model():
+    return {"model": small_resnet().eval(), "x": torch.randn(1, 3, 64, 64)}
+
+
+def learner(epochs=1, **watched):
+    "`dls` and `learn` as the first block of the README makes them, trained; `watched`: settings of a callback."
+    from fastai.vision.all import ImageDataLoaders, Resize, accuracy, vision_learner
+
+    from fastai_gradcam import GradCAMCallback
+
+    dls = ImageDataLoaders.from_folder(
+        Path("path/to/images"), valid_pct=0.2, seed=1, item_tfms=Resize(64), bs=24, device=torch.device("cpu")
+    )
+    learn = vision_learner(dls, small_resnet, metrics=accuracy, cbs=GradCAMCallback(**watched) if watched else None)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs)
+    return {"dls": dls, "learn": learn}
+
+
+def segmenter():
+    from fastai.vision.all import resnet18
+    from fastai.vision.learner import create_unet_model
+
+    net = create_unet_model(resnet18, 2, (64, 64), pretrained=False).eval()
+    return {**plain_model(), "segmenter": net, "mask": torch.ones(64, 64)}
+
+
+def everything():
+    import fastai.vision.all
+
+    return {**vars(fastai.vision.all), **plain_model(), **learner()}
+
+
+def add_a_method():
+    from fastai_gradcam.methods import register
+
+    return {"register": register}
+
+
+# The README and docs/watching.md begin with their own imports.
+GIVEN = {
+    "README.md": plain_model,
+    "CONTRIBUTING.md": add_a_method,
+    "docs/models.md": segmenter,
+    "docs/reading.md": everything,
+    "docs/pytorch.md": everything,
+    "docs/coming-from.md": everything,
+    "docs/troubleshooting.md": everything,
+}
+
+
+# --- blocks
+
+
+def every_block():
+    return [block for document in DOCUMENTS for block in blocks_of(document)]
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.language == "python" for b in blocks_of(d))])
+def test_the_blocks_of_python_run(document, here):
+    names = given(document)
+    for block in blocks_of(document):
+        if block.language == "python" and not block.not_run:
+            if block.file:
+                Path(block.file).write_text(block.text)
+            else:
+                execute(block, names)
+    if document in AFTERWARDS:
+        AFTERWARDS[document](SimpleNamespace(**names))
+
+
+def shell_blocks():
+    return [pytest.param(b, id=f"{b.document}:{b.line}") for b in every_block() if b.language == "sh"]
+
+
+@pytest.mark.parametrize("block", shell_blocks())
+def test_the_blocks_of_shell_run_or_name_what_exists(block, here, capsys):
+    parsed = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True)
+    assert parsed.returncode == 0, parsed.stderr
+    commands = commands_of(block)
+    assert commands
+    for words in commands:
+        programs = [b for b in every_block() if b.file in words and b.document == block.document]
+        if Path(words[0]).name == "fastai-gradcam":
+            run_command(words[1:], capsys)
+        elif programs:
+            run_program(words, programs)
+        else:
+            check_command(words)
+
+
+def run_program(words, programs):
+    "A command that runs files which blocks of the same document have written, in processes of its own."
+    for program in programs:
+        Path(program.file).write_text(program.text)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    pythonpath = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PATH": path, "PYTHONPATH": pythonpath, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert [run["status"] for run in map(run_json, Path("runs").glob("*/run.json"))] == ["finished"]
+
+
+def run_json(file):
+    return json.loads(file.read_text())
+
+
+def run_command(words, capsys):
+    from fastai_gradcam.cli import main
+
+    if words[0] == "explain":
+        learner()["learn"].export(Path("model.pkl").resolve())
+    assert main([*words, *SMALLER[words[0]]]) == 0, capsys.readouterr().err
+    for line in capsys.readouterr().out.splitlines():
+        for named in re.findall(r"^(?:grids|report|course): +(\S.*)$", line):
+            assert Path(named).exists(), line
+
+
+def check_command(words):
+    "That a command which is not run names a program, modules, files, options and extras that there are."
+    program, *rest = words
+    while "=" in program and not program.startswith((".", "/")):  # a variable before the command
+        program, *rest = rest
+    beside = Path(sys.executable).with_name(Path(program).name)
+    if program.startswith(".venv/bin/") or "/" not in program:
+        assert beside.exists() or shutil.which(program), f"there is no program {program!r}"
+    else:
+        assert os.access(ROOT / program, os.X_OK), f"{program} is no program of this repository"
+    if Path(program).name in ("python", "python3") and rest[0] == "-m":
+        assert importlib.util.find_spec(rest[1]), f"there is no module {rest[1]!r}"
+    scripts = [ROOT / word for word in rest if word.endswith(".py")]
+    for word in rest:
+        if re.fullmatch(r"\.?\[.*\]|\.\[.*\]", word):
+            assert set(word[word.index("[") + 1 : -1].split(",")) <= extras(), f"there is no extra {word}"
+        elif word.endswith(".py") or word.startswith(("tests", "docs", "benchmarks", "examples")):
+            assert (ROOT / word).exists() or written_by_a_block(word), f"there is no {word}"
+        elif word.startswith("--") and scripts and rest.index(word) > rest.index(str(scripts[0].relative_to(ROOT))):
+            assert f'"{word.split("=")[0]}"' in scripts[0].read_text(), f"{scripts[0].name} has no option {word}"
+
+
+def written_by_a_block(name):
+    return any(block.file == name for block in every_block())
+
+
+def extras():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return set(config["options.extras_require"])
+
+
+def test_a_block_that_is_not_run_says_why():
+    for block in every_block():
+        assert block.language in ("python", "sh") or block.not_run, (
+            f"{block.document}:{block.line}: a block of {block.language or 'no language'} is not run: say why in a comment "
+            "above it, <!-- not run: … -->, and enter it in NOT_RUN"
+        )
+        assert block.not_run is None or len(block.not_run.split()) > 1
+        assert block.not_run is None or block.language != "sh", (
+            f"{block.document}:{block.line}: shell is always checked"
+        )
+
+
+def test_which_blocks_are_not_run():
+    assert [(b.document, b.not_run) for b in every_block() if b.not_run] == NOT_RUN
+
+
+def test_a_marker_stands_above_a_block():
+    for document in DOCUMENTS:
+        text = re.sub(r"`[^`\n]*`", "", text_of(document))
+        assert len(re.findall(r"<!-- (?:not run|file):", text)) == len(
+            [b for b in blocks_of(document) if b.not_run or b.file]
+        )
+
+
+def after_the_readme(made):
+    (run,) = Path("runs").glob("*/run.json")
+    frames = len(list((run.parent / "frames").glob("*.png")))
+    assert frames == 1 + 1 + 5 and (run.parent / "report.html").exists()
+
+
+def after_watching(made):
+    for name, frames in (("first", 4), ("masks", 3)):
+        assert len(list(Path("runs", name, "frames").glob("*.png"))) == frames
+    assert made.learn.grad_cam.run.history["mask_share"].notna().any()
+    assert Path("course.png").exists() and Path("course.gif").exists()
+
+
+def after_contributing(made):
+    from fastai_gradcam import gradcam
+
+    net = small_resnet().eval()
+    maps = gradcam(net, torch.randn(1, 3, 64, 64), method="mymethod").maps[0]
+    assert maps.shape == (1, 2, 2)
+
+
+def after_pytorch(made):
+    from fastai_gradcam import gradcam
+
+    engine = gradcam(made.model, made.x, layer="layer3", target=243).maps[0][0]
+    assert torch.allclose(made.cam_map, engine, rtol=1e-4, atol=1e-6)
+    assert Path("photo-gradcam.png").exists()
+
+
+def after_coming_from(made):
+    """What the document says is the same is the same."""
+    from fastai_gradcam import gradcam
+    from fastai_gradcam.render import normalise, upsample
+
+    assert torch.allclose(made.cam.map, made.cam_map.relu(), rtol=1e-3, atol=1e-6)
+    assert made.cam.map.any()
+    raw = made.raw.numpy()
+    assert raw.any()
+    # Theirs is enlarged by OpenCV's bilinear interpolation, and from 0 at the lowest cell.
+    low = (raw - raw.min()) / (raw.max() - raw.min())
+    assert np.corrcoef(upsample(low, (64, 64)).ravel(), made.grayscale_cam.ravel())[0, 1] > 0.99
+    assert torch.allclose(made.captum_map[0, 0], made.raw, rtol=1e-4, atol=1e-7)
+    assert np.allclose(made.torchcam_map[0].numpy(), low, atol=1e-4)
+    assert normalise(raw).max() == 1
+    with pytest.raises(ValueError, match="for a batch of 1 images"):
+        gradcam(made.model, made.x, target=torch.tensor([1, 2]))
+    assert list(Path("logs").glob("events*")) and len(list(Path("runs/tf-style/frames").glob("*.png"))) == 2
+
+
+AFTERWARDS = {
+    "README.md": after_the_readme,
+    "CONTRIBUTING.md": after_contributing,
+    "docs/watching.md": after_watching,
+    "docs/pytorch.md": after_pytorch,
+    "docs/coming-from.md": after_coming_from,
+}
+
+
+# --- links and names
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    for link in links_of(document):
+        if link.startswith("http"):
+            assert link.startswith("https://"), link
+            continue
+        target, _, anchor = link.partition("#")
+        file = (ROOT / document).parent / target if target else ROOT / document
+        assert file.exists(), f"{document}: {link}"
+        if anchor:
+            assert anchor in anchors_of(file.resolve().relative_to(ROOT).as_posix()), f"{document}: {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_exist(document):
+    for name in re.findall(r"`((?:\.ci|docs|tests|benchmarks|examples|fastai_gradcam)/[^`\s]*)`", prose_of(document)):
+        assert (ROOT / name).exists(), f"{document}: {name}"
+
+
+def test_every_document_is_linked_from_the_readme():
+    assert {d for d in DOCUMENTS if d.startswith("docs/")} <= {link.partition("#")[0] for link in links_of("README.md")}
+
+
+# --- the checks themselves
+
+
+def block(text, language="python", comment=""):
+    return Block("README.md", language, text, 1, comment)
+
+
+def test_a_broken_block_is_noticed():
+    with pytest.raises(NameError):
+        execute(block("gradcaam(model, x)"), {})
+    for words in ("pip install -e .[tests]", "python benchmarks/costs.py", "torchrunn train.py", ".ci/runs"):
+        with pytest.raises(AssertionError):
+            check_command(words.split())
+    with pytest.raises(AssertionError):
+        check_command("python benchmarks/cost.py --onli maps".split())
+
+
+# --- messages in docs/troubleshooting.md
+
+
+def messages(calls=None):
+    """The texts in the package's source, with NUL for what is put in: all, or those in `calls` of that name."""
+    for file in sorted((ROOT / "fastai_gradcam").glob("**/*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if calls is not None:
+            found = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == calls]
+            yield from (said(n.args[0]) for n in found)
+        else:
+            yield from filter(None, map(said, ast.walk(tree)))
+
+
+def said(node):
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def quoted(text):
+    "The quotations of a Markdown text, each on one line."
+    found = re.findall(r"^> .*(?:\n> .*)*", text, flags=re.M)
+    return [" ".join(line.removeprefix("> ") for line in one.split("\n")) for one in found]
+
+
+def occurs(quote, all_messages):
+    "Whether a quotation is in one of the messages: its words, with something put in or left out where it has an ellipsis."
+    words = quote.removeprefix("GradCAMCallback: ") if quote not in all_messages else quote
+    for candidate in {quote, words}:
+        pattern = re.compile(".*".join(re.escape(part) for part in candidate.split("…")), flags=re.S)
+        if any(pattern.search(message) for message in all_messages):
+            return True
+    return False
+
+
+def test_messages_that_are_quoted_are_those_of_the_source():
+    known, quotes = list(messages()), quoted(text_of("docs/troubleshooting.md"))
+    assert len(quotes) > 40
+    for quote in quotes:
+        assert len(re.sub(r"[\W…]", "", quote)) > 8, f"too little is quoted to find it: {quote}"
+        assert occurs(quote, known), f"no such message: {quote}"
+    assert not occurs("There is no runn in …: it has no run.json.", known)
+
+
+def test_every_warning_is_explained():
+    quotes = quoted(text_of("docs/troubleshooting.md"))
+    warned = list(messages("warnings.warn"))
+    assert len(warned) > 7
+    for message in warned:
+        # A quotation may end early.
+        start = message.split(". ")[0].rstrip(".")
+        pattern = re.compile(".*".join(re.escape(part) for part in start.split("\0")), flags=re.S)
+        assert any(pattern.match(quote) for quote in quotes), f"docs/troubleshooting.md does not explain: {message!r}"
+
+
+# --- the reference
+
+
+@pytest.fixture(scope="module")
+def make_api():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_up_to_date(make_api):
+    assert make_api.FILE.read_text(encoding="utf-8") == make_api.page(), "run python docs/make_api.py"
+
+
+def test_the_reference_has_every_public_name_and_no_empty_entry(make_api):
+    import fastai_gradcam
+
+    text = make_api.page()
+    listed = {name for _, _, names in make_api.PAGES for name in names}
+    assert set(fastai_gradcam.__all__) <= listed
+    for entry in re.split(r"^### ", text, flags=re.M)[1:]:
+        name, text = entry.split("\n", 1)
+        words = [
+            line for line in text.split("\n") if line and not re.match(rf"`(from fastai_gradcam|{name}\()|#", line)
+        ]
+        assert words, f"{name} has no docstring"
+
+
+# --- what docs/compare.md says of the others
+
+
+PEERS = {"grad-cam": "1.5.7", "torchcam": "0.5.0", "captum": "0.9.0"}
+
+
+def in_place(inplace=True):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    return nn.Sequential(*layers)
+
+
+def map_of(package, net, x):
+    if package == "grad-cam":
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        with GradCAM(model=net, target_layers=[net[0]]) as cam:
+            return torch.tensor(cam(x, [ClassifierOutputTarget(3)] * len(x)))
+    if package == "torchcam":
+        from torchcam.methods import GradCAM
+
+        with GradCAM(net, net[0]) as extractor:
+            return extractor(3, net(x))[0]
+    if package == "captum":
+        from captum.attr import LayerGradCam
+
+        return LayerGradCam(net, net[0]).attribute(x, 3, relu_attributions=True)
+    from fastai_gradcam import gradcam
+
+    return gradcam(net, x, layer="0", target=3).maps[0]
+
+
+@pytest.mark.parametrize("package", [*PEERS, "fastai_gradcam"])
+def test_what_the_comparison_says_of_the_others(package):
+    if package in PEERS and metadata.version(package) != PEERS[package]:
+        pytest.skip(f"docs/compare.md speaks of {package} {PEERS[package]}, installed is {metadata.version(package)}")
+    x = torch.randn(2, 3, 16, 16)
+    right = package in ("captum", "fastai_gradcam")
+    assert torch.allclose(map_of(package, in_place(), x), map_of(package, in_place(False), x)) == right
+    frozen = in_place().requires_grad_(False)
+    with nullcontext() if right else pytest.raises(RuntimeError):
+        map_of(package, frozen, x)
+    net = in_place().train()
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    map_of(package, net, x)
+    as_before = net.training and all((p.grad == 1).all() for p in net.parameters())
+    assert as_before == (package != "grad-cam")
+
+
+def test_the_comparison_names_the_versions_it_is_about():
+    for package, version in PEERS.items():
+        name = "pytorch-grad-cam" if package == "grad-cam" else package
+        for document in ("README.md", "docs/compare.md"):
+            assert f"{name} {version}" in text_of(document)
+
+
+def test_all_methods_are_documented():
+    from fastai_gradcam.methods import methods
+
+    text = text_of("docs/pytorch.md")
+    rows = re.findall(r"^\| `([^`=]+)` \|", text, flags=re.M)
+    assert sorted(rows) == sorted(methods)
+    assert len(methods) == 11 and "eleven methods" in text_of("README.md")
+    assert re.search(r"class activation methods \| 11,", text_of("docs/compare.md"))
