@@ -25,6 +25,7 @@ class ReportRefresher:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._run: Run | None = None  # one for all refreshes: it keeps the images it has shown
         self._next = 0.0
         self._timer: threading.Timer | None = None
 
@@ -46,7 +47,9 @@ class ReportRefresher:
 
     def _refresh(self) -> None:
         start = time.monotonic()
-        Run(self.path).report()
+        if self._run is None:
+            self._run = Run(self.path)
+        self._run.report()
         end = time.monotonic()
         self._next = end + _RARELY * (end - start)
 

@@ -35,6 +35,7 @@ HISTORY_COLUMNS = [*"frame fit epoch item layer label target prob pred pred_prob
 _NEEDED = ("status", "settings", "arch", "layers", "vocab", "panel", "frames")
 _FRAME = {"frame", "fit", "epoch", "metrics", "status", "error"}
 _TEXT, _FLAGS = ("layer", "label", "target", "pred"), ("correct", "pointing_hit")
+_BOOLEANS = {"TRUE": True, "FALSE": False, "": None}  # spreadsheets write them in capitals
 
 
 class Run:
@@ -48,6 +49,8 @@ class Run:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._writer: Recorder | None = None
+        self._known: tuple[Any, dict[str, Any]] | None = None
+        self._pictures: dict[Any, Any] = {}  # what the report made of the panel's images
         self.info  # noqa: B018  (a folder that is no run is told at once)
 
     def __repr__(self) -> str:
@@ -62,6 +65,18 @@ class Run:
         "The contents of `run.json`."
         if self._writer is not None:
             self._writer.flush()
+        return self._read_info()
+
+    def _looked_up(self) -> dict[str, Any]:
+        "`info`, read again only where the file is another one; not to be changed by whoever asks."
+        if self._writer is not None:
+            self._writer.flush()
+        stamp = stamp_of(self.path / "run.json")
+        if stamp is None or self._known is None or self._known[0] != stamp:
+            self._known = stamp, self._read_info()
+        return self._known[1]
+
+    def _read_info(self) -> dict[str, Any]:
         file = self.path / "run.json"
         try:
             info = json.loads(file.read_text(encoding="utf-8"))
@@ -141,11 +156,11 @@ class Run:
 
     def image(self, item: int) -> Image.Image:
         "Image `item` of the panel as the model sees it, RGB."
-        return _images(self._inside(self.panel[item]["image"]))
+        return _images(self._inside(self._looked_up()["panel"][item]["image"]))
 
     def mask(self, item: int) -> np.ndarray | None:
         "The object's mask on image `item`, boolean `(H, W)`, or `None`."
-        file = self.panel[item].get("mask")
+        file = self._looked_up()["panel"][item].get("mask")
         if not file:
             return None
         return np.asarray(_images(self._inside(file)).convert("L")) > 127
@@ -233,7 +248,7 @@ class Run:
 
     def _frame(self, frame: int) -> dict[str, Any]:
         "The frame numbered `frame`; negative numbers count from the last complete one."
-        frames = self.frames
+        frames = self._looked_up()["frames"]
         complete = [f for f in frames if f["status"] == "ok"]
         if frame < 0:
             if -frame > len(complete):
@@ -258,6 +273,15 @@ class Run:
         return self.path.resolve().name
 
 
+def stamp_of(file: Path) -> tuple[int, ...] | None:
+    "What changes when a file is written or replaced; `None` where there is none."
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size, about.st_ino
+
+
 def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
     "`history.csv` as a DataFrame, rows of `frames` only."
     import pandas as pd
@@ -274,7 +298,7 @@ def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
     if missing:
         raise ValueError(f"{str(file)!r} is damaged: it has no column {missing[0]!r}.")
     flags = [header.index(c) for c in _FLAGS]
-    whole = [r for r in rows if len(r) == len(header) and all(r[i] in ("True", "False", "") for i in flags)]
+    whole = [r for r in rows if len(r) == len(header) and all(r[i].upper() in _BOOLEANS for i in flags)]
     writing = rows and rows[-1][0] not in {str(frame) for frame in frames}  # the last row is of a frame on its way
     if len(whole) < len(rows) and not (writing and whole == rows[:-1]):
         warnings.warn(f"{file.name}: a damaged row is left out.", stacklevel=3)
@@ -286,7 +310,7 @@ def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
     for column in ("frame", "fit", "epoch", "item"):
         table[column] = table[column].astype(int)
     for column in _FLAGS:
-        table[column] = table[column].map({"True": True, "False": False}).astype("boolean")
+        table[column] = table[column].str.upper().map(_BOOLEANS).astype("boolean")
     return table
 
 

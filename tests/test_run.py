@@ -156,6 +156,24 @@ def test_a_run_whose_process_is_gone_is_interrupted(tmp_path):
         assert Run(folder).status == status
 
 
+def test_run_json_is_read_again_only_when_it_is_another(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run", n=3, frames=2, status="running")
+    longer = make_run(tmp_path / "longer", n=3, frames=4)
+    run, read = Run(folder), []
+    monkeypatch.setattr("fastai_gradcam.run.json.loads", lambda text: read.append(1) or json.JSONDecoder().decode(text))
+    for item in range(3):
+        run.image(item), run.mask(item), run.maps(0), run.maps(-1)
+    assert len(read) == 1
+    shutil.copytree(longer / "maps", folder / "maps", dirs_exist_ok=True)
+    with pytest.raises(IndexError):
+        run.maps(3)
+    shutil.copy(longer / "run.json", folder / "next.json")
+    os.replace(folder / "next.json", folder / "run.json")
+    assert run.maps(3) and len(read) == 2
+    run.info["frames"].clear()  # what somebody does with an answer changes no other
+    assert run.maps(3) and len(run.frames) == 4
+
+
 # Damage
 
 
@@ -253,7 +271,8 @@ def test_a_history_cut_within_a_character_keeps_its_whole_rows(tmp_path):
 
 def test_a_history_that_a_spreadsheet_saved_is_the_same(run):
     whole, file = run.history, run.path / "history.csv"
-    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    saved = file.read_bytes().replace(b"\n", b"\r\n").replace(b"True", b"TRUE").replace(b"False", b"FALSE")
+    file.write_bytes(b"\xef\xbb\xbf" + saved)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pd.testing.assert_frame_equal(run.history, whole)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, colormap
+from ..run import stamp_of
 
 __all__ = ["report_page", "write_report"]
 
@@ -126,13 +127,23 @@ def _base64(data: bytes) -> str:
 
 def _item(run: Any, item: int, entry: dict) -> dict:
     known = {"name": str(entry.get("name") or ""), "label": str(entry.get("label") or "")}
+    # A report that is refreshed while a run grows shows the same images each time.
+    kept = getattr(run, "_pictures", {})
+    files = [Path(run.path, str(entry.get(key))) for key in ("image", "mask")]
+    key = (item, *map(str, files), *map(stamp_of, files))
+    if key not in kept:
+        kept[key] = _shown(run, item)
+    return known | kept[key]
+
+
+def _shown(run: Any, item: int) -> dict:
     try:
         image = run.image(item).convert("RGB")
     except Exception as error:
-        return known | {"width": 1, "height": 1, "image": None, "mask": None, "mask_area": None, "note": _why(error)}
+        return {"width": 1, "height": 1, "image": None, "mask": None, "mask_area": None, "note": _why(error)}
     mask = _mask(run, item)
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
-    return known | {
+    return {
         "width": image.width,
         "height": image.height,
         "image": _uri(image, "JPEG", quality=JPEG_QUALITY, optimize=True),
