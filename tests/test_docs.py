@@ -353,7 +353,7 @@ def after_coming_from(made):
     raw = made.raw.numpy()
     assert raw.any()
     # Theirs is enlarged by OpenCV's bilinear interpolation, and from 0 at the lowest cell.
-    low = (raw - raw.min()) / (raw.max() - raw.min())
+    low = scaled(raw)
     assert np.corrcoef(upsample(low, (64, 64)).ravel(), made.grayscale_cam.ravel())[0, 1] > 0.99
     assert torch.allclose(made.captum_map[0, 0], made.raw, rtol=1e-4, atol=1e-7)
     assert np.allclose(made.torchcam_map[0].numpy(), low, atol=1e-4)
@@ -549,6 +549,34 @@ def test_what_the_comparison_says_of_the_others(package):
     map_of(package, net, x)
     as_before = net.training and all((p.grad == 1).all() for p in net.parameters())
     assert as_before == (package != "grad-cam")
+
+
+@pytest.mark.parametrize("package", ["grad-cam", "torchcam"])
+def test_whose_gradcam_plus_plus_is_the_papers(package):
+    if metadata.version(package) != PEERS[package]:
+        pytest.skip(f"docs/compare.md speaks of {package} {PEERS[package]}, installed is {metadata.version(package)}")
+    from pytorch_grad_cam import GradCAMPlusPlus
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    from torchcam.methods import GradCAMpp
+
+    from fastai_gradcam import gradcam
+
+    head = nn.Flatten(), nn.Linear(8 * 64, 20), nn.Tanh(), nn.Linear(20, 5)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Softplus(), *head).eval()
+    x = torch.randn(1, 3, 8, 8)
+    ours = gradcam(net, x, layer="1", target=3, method="gradcam++").maps[0][0]
+    if package == "grad-cam":
+        with GradCAMPlusPlus(model=net, target_layers=[net[1]]) as cam:
+            theirs = torch.tensor(cam(x, [ClassifierOutputTarget(3)])[0])
+    else:
+        with GradCAMpp(net, net[1]) as extractor:
+            theirs = extractor(3, net(x))[0][0]
+    apart = (scaled(ours) - scaled(theirs)).abs().max()
+    assert apart < 0.01 if package == "grad-cam" else apart > 0.03
+
+
+def scaled(map):
+    return (map - map.min()) / (map.max() - map.min())
 
 
 def test_the_comparison_names_the_versions_it_is_about():
