@@ -16,7 +16,7 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore")
 
-PARTS = ("maps", "memory", "layers", "weights", "frame", "growth", "start")
+PARTS = ("maps", "memory", "layers", "weights", "frame", "profile", "share", "growth", "start")
 
 
 def options():
@@ -28,6 +28,7 @@ def options():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=7, help="interleaved runs of each")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", type=Path, help="images for `share`, with train and valid folders (default: noise)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -297,8 +298,117 @@ def frame(args, say):
         )
 
 
+def profile(args, say):
+    "Where the time of a frame goes, stage by stage, with everything written before the next begins."
+    import torch
+
+    from fastai_gradcam import GradCAMCallback, callback, record
+
+    with tempfile.TemporaryDirectory() as folder:
+        learn = _learner(args, Path(folder) / "images")
+        learn.add_cb(GradCAMCallback(n=args.n, path=Path(folder) / "runs"))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+        watch = learn.grad_cam
+        x = watch._panel.x.to(args.device)
+        learn.model.eval()
+
+        def forward():
+            with torch.no_grad():
+                learn.model(x)
+
+        took = {}
+
+        def timed(name, function):
+            def run(*arguments, **options):
+                start = time.perf_counter()
+                try:
+                    return function(*arguments, **options)
+                finally:
+                    took[name] = took.get(name, 0) + time.perf_counter() - start
+
+            return run
+
+        stages = [
+            (callback, "gradcam", "training thread: the maps"),
+            (callback, "measure", "training thread: the numbers"),
+            (callback.GradCAMCallback, "_losses", "training thread: the losses"),
+            (callback.GradCAMCallback, "_take", "training thread: all"),
+            (record, "frame_grid", "writing thread: the grid is drawn"),
+            (record, "_encoded", "writing thread: the grid is encoded"),
+            (record.np, "savez", "writing thread: the maps are packed"),
+            (record, "write_whole", "writing thread: files are put in place"),
+            (record, "append", "writing thread: rows are added"),
+            (record.Recorder, "_write", "writing thread: all"),
+        ]
+        kept = [(of, name, getattr(of, name)) for of, name, _ in stages]
+        watch._recorder.after_frame = None
+        each = {}
+        try:
+            for of, name, title in stages:
+                setattr(of, name, timed(title, getattr(of, name)))
+            for k in range(args.runs + 1):
+                took.clear()
+                watch._take(0, {})
+                watch._recorder.flush()
+                base = clock(forward, args.device)
+                if k:
+                    for title, seconds in took.items():
+                        each.setdefault(title, []).append(seconds / base)
+        finally:
+            for of, name, was in kept:
+                setattr(of, name, was)
+    for *_, title in stages:
+        share = each.get(title, [0])
+        say(f"one frame, {title}", statistics.median(share), min(share), max(share), "× forward")
+
+
+def share(args, say):
+    "The callback's part of an epoch of SqueezeNet with a frame after every epoch, for 3,000 images."
+    from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, squeezenet1_1, vision_learner
+
+    from fastai_gradcam import GradCAMCallback
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = args.data or _noise(Path(folder) / "images", 600, 146)
+        dls = ImageDataLoaders.from_folder(
+            data, "train", "valid", item_tfms=Resize(160), batch_tfms=aug_transforms(size=128), bs=32, num_workers=0,
+            device=args.device,
+        )  # fmt: skip
+        learn = vision_learner(dls, squeezenet1_1, pretrained=False, path=Path(folder))
+        watch = GradCAMCallback(n=16, path=Path(folder) / "runs", show=False)
+        frames, written, epochs = [], [], []
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, cbs=watch)
+            for _ in range(args.runs):
+                epochs.append(clock(lambda: learn.fit(1), args.device))
+                with learn.added_cbs(watch):
+                    frames.append(clock(lambda: watch._take(0, {}), args.device))
+                    written.append(frames[-1] + clock(watch._recorder.flush, args.device))
+    scale = 3000 / len(dls.train_ds)
+    for what, each in (("on the training thread", frames), ("until all is written", written)):
+        ratio = sorted(100 * a / (b * scale) for a, b in zip(each, epochs, strict=True))
+        say(f"a frame of an epoch of 3,000 images, {what}", statistics.median(ratio), ratio[0], ratio[-1], "%")
+    say(f"an epoch of {len(dls.train_ds)} images", statistics.median(epochs), min(epochs), max(epochs), "s")
+
+
+def _noise(folder, train, valid):
+    "Photos' worth of pixels to decode, in two classes."
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for part, many in (("train", train), ("valid", valid)):
+        for i in range(many):
+            place = folder / part / "ab"[i % 2] / f"{i}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            small = Image.fromarray(draw.integers(0, 255, (24, 24, 3), dtype=np.uint8))
+            small.resize((256, 256)).save(place)
+    return folder
+
+
 def growth(args, say):
-    "The cost of a frame at epoch 200 against epoch 2, everything written."
+    "The cost of a frame at epoch 200 against epoch 2: for the training, and everything written but the report."
     from fastai_gradcam import GradCAMCallback
 
     small = argparse.Namespace(**{**vars(args), "size": 64})
@@ -307,16 +417,21 @@ def growth(args, say):
         learn.add_cb(GradCAMCallback(n=args.n, path=Path(folder) / "runs"))
         with learn.no_bar(), learn.no_logging():
             learn.fit(1)
-        callback, took = learn.grad_cam, []
-        callback._recorder.after_frame = None
+        callback, training, written = learn.grad_cam, [], []
+        refresh, callback._recorder.after_frame = callback._recorder.after_frame, None
         for epoch in range(200):
             start = time.perf_counter()
             callback._take(epoch, {})
+            training.append(time.perf_counter() - start)
             callback._recorder.flush()
-            took.append(time.perf_counter() - start)
-    early, late = took[1:21], took[-20:]
-    say("a frame at epoch 200 against epoch 2", statistics.median(late) / statistics.median(early),
-        min(late) / min(early), max(late) / max(early), "×")  # fmt: skip
+            written.append(time.perf_counter() - start)
+        for what, took in (("on the training thread", training), ("everything written", written)):
+            early, late = took[1:21], took[-20:]
+            say(f"a frame at epoch 200 against epoch 2, {what}", statistics.median(late) / statistics.median(early),
+                min(late) / min(early), max(late) / max(early), "×")  # fmt: skip
+        # The report of a growing run grows; at most an eleventh of the writing thread's time goes into it.
+        seconds = clock(lambda: refresh._refresh(), "cpu")
+        say("a refresh of the report behind frame 200", seconds, seconds, seconds, "s")
 
 
 def start(args, say):
