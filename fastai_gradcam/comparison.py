@@ -11,7 +11,7 @@ from PIL import Image
 
 from .course import Course, evenly, items_of, prediction, scale_of, title
 from .render import DEFAULT_ALPHA, DEFAULT_CMAP, FAINT, Cell, grid
-from .sheet import MOST_COLUMNS, Sheet, overlays
+from .sheet import MOST_COLUMNS, Head, Sheet, overlays
 
 if TYPE_CHECKING:
     from .run import Run
@@ -69,12 +69,12 @@ def compare(
     about = _two_runs(courses, names, [-1, -1])
     top = scale_of(courses, items, scale)
     trained = [_epochs_trained(c) for c in courses]
-    shown = _shared(*trained, columns)
+    shown = _shared(trained[0], trained[1], columns)
     masked = any(c.masked for c in courses)
     curves = [("prob", False, "probability of the class"), ("mask_share", True, "attention on the object")][
         : 1 + masked
     ]
-    head = [
+    head: Head = [
         *([((colour, letter), part) for part in parts[:1]] + [(None, part) for part in parts[1:]]
           for colour, letter, parts in zip((ONE, OTHER), "AB", about, strict=True)),
         [((FAINT, "dashed" if dashed else "solid"), words) for _, dashed, words in curves],
@@ -93,7 +93,16 @@ def compare(
     return page.image
 
 
-def _pair(courses, names, frame, items, changed, tile, alpha, cmap) -> Image.Image:
+def _pair(
+    courses: Sequence[Course],
+    names: Sequence[str],
+    frame: int,
+    items: Sequence[int],
+    changed: Sequence[int],
+    tile: int,
+    alpha: float,
+    cmap: str,
+) -> Image.Image:
     "One frame of each of two runs: a cell of the one beside a cell of the other."
     chosen = []
     for course in courses:
@@ -131,8 +140,8 @@ def _two_names(run: Run, other: Run) -> tuple[str, str]:
     "The runs' names; with the folder that holds each where they are the same."
     if run.name != other.name:
         return run.name, other.name
-    folders = [one.path.resolve().parent.name for one in (run, other)]
-    return tuple(f"{folder}/{run.name}" for folder in folders)
+    ours, theirs = (one.path.resolve().parent.name for one in (run, other))
+    return f"{ours}/{run.name}", f"{theirs}/{run.name}"
 
 
 def _not_the_same(run: Run, other: Run, items: Sequence[int]) -> list[int]:
@@ -163,7 +172,7 @@ def _two_runs(courses: Sequence[Course], names: Sequence[str], frames: Sequence[
 
 def _epochs_trained(course: Course) -> list[int]:
     "For each complete frame, how many epochs of training lie before it, over all fits."
-    before, epochs = 0, {}
+    before, epochs = 0, dict[int, int]()
     for fit_number in sorted({f["fit"] for f in course.all_frames}):
         frames = [f for f in course.all_frames if f["fit"] == fit_number]
         epochs |= {f["frame"]: before + f["epoch"] + 1 for f in frames}

@@ -13,7 +13,7 @@ from PIL import Image
 from .comparison import compare
 from .course import Course, evenly, items_of, prediction, scale_of, title
 from .render import DEFAULT_ALPHA, DEFAULT_CMAP, PAPER, Cell, grid
-from .sheet import MOST_COLUMNS, Sheet, overlays
+from .sheet import MOST_COLUMNS, Head, Sheet, overlays
 
 if TYPE_CHECKING:
     from .run import Run
@@ -50,9 +50,10 @@ def evolution(
     shown = evenly(len(course.frames), columns)
     curves = [("prob", PROBABILITY, "probability of the class"), ("mask_share", ON_OBJECT, "attention on the object")]
     curves = curves[: 1 + course.masked]
-    head = [[((colour, "solid"), words) for _, colour, words in curves]]
-    if course.about:
-        head.append([(None, course.about)])
+    head: Head = [
+        [((colour, "solid"), words) for _, colour, words in curves],
+        *([[(None, course.about)]] if course.about else []),
+    ]
     page = Sheet(head, len(items), len(shown), 1, run.panel[0], tile)
     several = len({f["fit"] for f in course.frames}) > 1
     page.headings([title(course.frames[k], several) for k in shown])
@@ -106,7 +107,9 @@ def animation(
     return path
 
 
-def plot(run: Run, columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"), ax=None):
+def plot(
+    run: Run, columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"), ax: Any = None
+) -> np.ndarray:
     """Curves over the frames: the panel's mean of each of `columns` of the history, and one thin line per image.
 
     Draws into the matplotlib axes `ax` (one per column, default new ones) and returns them. A column without numbers

@@ -134,7 +134,18 @@ class Recorder:
             raise
 
     @classmethod
-    def _fill(cls, path, names, labels, images, masks, settings, arch, layers, vocab) -> Recorder:
+    def _fill(
+        cls,
+        path: Path,
+        names: Sequence[str],
+        labels: Sequence[str | None],
+        images: Sequence[Image.Image],
+        masks: Sequence[np.ndarray | None],
+        settings: Mapping[str, Any],
+        arch: str,
+        layers: Sequence[str],
+        vocab: Sequence[str] | None,
+    ) -> Recorder:
         for folder in ("panel", "frames", "maps"):
             (path / folder).mkdir()
         panel = []
@@ -271,7 +282,8 @@ class Recorder:
         maps, picture = self.path / f"maps/{name}.npz", self.path / f"frames/{name}.png"
         try:
             stored = io.BytesIO()
-            np.savez(stored, **frame.maps)
+            arrays: dict[str, Any] = {**frame.maps}
+            np.savez(stored, **arrays)
             write_whole(maps, stored.getvalue())
             drawn = frame_grid(frame, self.images, [p["label"] for p in self.info["panel"]])
             # Level 1 takes a third of the time of the default and a tenth more space.
@@ -361,7 +373,7 @@ def _csv(rows: Sequence[Sequence[str]]) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def _encoded(image: Image.Image, kind: str, **options) -> bytes:
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     data = io.BytesIO()
     image.save(data, kind, **options)
     return data.getvalue()

@@ -134,7 +134,19 @@ def grid(
     return page
 
 
-def _draw_cell(page, draw, cell: Cell, x, y, tile, high, text, line, alpha, cmap) -> None:
+def _draw_cell(
+    page: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    cell: Cell,
+    x: int,
+    y: int,
+    tile: int,
+    high: int,
+    text: ImageFont.FreeTypeFont,
+    line: int,
+    alpha: float,
+    cmap: str,
+) -> None:
     size = fit(cell.image.size, tile)
     picture = cell.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     if cell.map is not None:
@@ -154,7 +166,7 @@ def _draw_cell(page, draw, cell: Cell, x, y, tile, high, text, line, alpha, cmap
         below += line
 
 
-def mark_empty(draw: ImageDraw.ImageDraw, at: tuple[int, int], map: np.ndarray, text) -> None:
+def mark_empty(draw: ImageDraw.ImageDraw, at: tuple[int, int], map: np.ndarray, text: ImageFont.FreeTypeFont) -> None:
     "Say at the place `at` that a map is empty or not finite, where it is: its overlay does not tell."
     finite = np.isfinite(map).all()
     if finite and normalise(map).any():
@@ -176,7 +188,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
-def shorten(words: str, font, width: int) -> str:
+def shorten(words: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     "`words` on one line of at most `width` pixels; the middle gives way, so that the end (a percentage) stays."
     words = " ".join(words.split())
     if font.getlength(words) <= width:
@@ -194,7 +206,7 @@ def shorten(words: str, font, width: int) -> str:
     return f"{start[:low].rstrip()}… {keep_end}".rstrip()
 
 
-def wrap(words: str, font, width: int) -> list[str]:
+def wrap(words: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     "`words` on lines of at most `width` pixels, broken between parts that ` · ` separates; `\\n` starts a line."
     lines = []
     for paragraph in filter(None, words.split("\n")):

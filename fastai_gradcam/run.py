@@ -199,7 +199,9 @@ class Run:
 
         return pictures.animation(self, path, **options)
 
-    def plot(self, columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"), ax=None):
+    def plot(
+        self, columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"), ax: Any = None
+    ) -> np.ndarray:
         "Curves over the frames: the mean of each of `columns` and a thin line per image; returns the axes."
         from . import pictures
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .course import Course
 from .render import FAINT, INK, PAPER, VERDICTS, WRONG, fit, font, mark_empty, overlay, shorten
 
-__all__ = ["MOST_COLUMNS", "Sheet", "overlays"]
+__all__ = ["MOST_COLUMNS", "Head", "Sheet", "overlays"]
 
 MOST_COLUMNS = 12
 _FINER = 3
+
+Mark = tuple[str, str]
+Head = Sequence[Sequence[tuple[Mark | None, str]]]
 
 
 @dataclass
@@ -23,19 +26,19 @@ class Sheet:
     """A page of blocks, one for each image: its label, rows of pictures over columns, and a strip of curves.
 
     `head`: lines of `(mark, words)` above all; a mark is a colour with `"solid"`, `"dashed"` or a letter. `entry`: an
-    image of the panel, for its shape.
+    image of the panel, for its shape. `tile`: pixels of a picture's side, default what fills a screen's width.
     """
 
-    head: list[list[tuple[tuple[str, str] | None, str]]]
+    head: Head
     count: int
     columns: int
     rows: int
     entry: dict[str, Any]
     tile: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         blocks = 2 if self.count > 6 // self.rows and self.columns <= 7 else 1
-        self.tile = tile = self.tile or min(160, max(88, 1200 // (blocks * (self.columns + 1))))
+        self.side = tile = self.tile or min(160, max(88, 1200 // (blocks * (self.columns + 1))))
         self.high = fit((self.entry["width"], self.entry["height"]), tile)[1]
         self.space, self.strip = max(6, tile // 16), round(tile * 0.4)
         self.text, self.small = font(max(11, tile // 9)), font(max(9, tile // 14))
@@ -57,10 +60,10 @@ class Sheet:
 
     def _cell(self, place: int, row: int, column: int) -> tuple[int, int]:
         x, y = self._at(place)
-        return x + column * (self.tile + self.space), y + self.line + row * (self.high + self.space)
+        return x + column * (self.side + self.space), y + self.line + row * (self.high + self.space)
 
     def fitted(self, image: Image.Image) -> Image.Image:
-        scale = min(self.tile / image.width, self.high / image.height)
+        scale = min(self.side / image.width, self.high / image.height)
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         return image.resize(size, Image.Resampling.BICUBIC)
 
@@ -68,8 +71,8 @@ class Sheet:
         for block in range(self.blocks):
             left = block * (self.wide + 3 * self.space) + self.space
             for c, heading in enumerate(words):
-                at = (left + (c + 1) * (self.tile + self.space), self.top - self.line - self.space // 2)
-                self.draw.text(at, shorten(heading, self.text, self.tile), INK, self.text)
+                at = (left + (c + 1) * (self.side + self.space), self.top - self.line - self.space // 2)
+                self.draw.text(at, shorten(heading, self.text, self.side), INK, self.text)
 
     def label(self, place: int, words: str, warning: str = "") -> None:
         room = self.wide - self.space
@@ -80,7 +83,15 @@ class Sheet:
             indent = round(self.text.getlength(words)) + 2 * self.space
             self.draw.text((x + indent, y), shorten(warning, self.text, room - indent), WRONG, self.text)
 
-    def picture(self, place, row, column, image, outline=None, map=None) -> None:
+    def picture(
+        self,
+        place: int,
+        row: int,
+        column: int,
+        image: Image.Image,
+        outline: str | None = None,
+        map: np.ndarray | None = None,
+    ) -> None:
         x, y = self._cell(place, row, column)
         self.image.paste(image, (x, y))
         if outline is not None:
@@ -88,23 +99,23 @@ class Sheet:
         if map is not None:
             mark_empty(self.draw, (x + 6, y + 5), map, self.small)
 
-    def gap(self, place, row, column, size) -> None:
+    def gap(self, place: int, row: int, column: int, size: tuple[int, int]) -> None:
         x, y = self._cell(place, row, column)
         self.draw.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), outline="#d0d7de")
         words = shorten("no such frame", self.small, size[0] - 8)
         left = x + (size[0] - self.small.getlength(words)) / 2
         self.draw.text((left, y + size[1] / 2 - self.small.size), words, FAINT, self.small)
 
-    def chip(self, place, row, letter, colour) -> None:
+    def chip(self, place: int, row: int, letter: str, colour: str) -> None:
         _chip(self.draw, self._cell(place, row, 0), letter, colour, self.text, self.line)
 
     def curves(self, place: int, curves: Sequence[tuple[np.ndarray, np.ndarray, str, bool]]) -> None:
         "Each curve: where its points stand, in columns; their values 0…1; its colour; whether it is dashed."
         x, y = self._cell(place, self.rows, 0)
         y -= self.space
-        middle = self.tile + self.space + self.tile // 2
+        middle = self.side + self.space + self.side // 2
         # Drawn larger, then reduced: Pillow's lines have steps.
-        width = middle + (self.columns - 1) * (self.tile + self.space) + 2 * self.space
+        width = middle + (self.columns - 1) * (self.side + self.space) + 2 * self.space
         size = (width, self.strip + self.space)
         image = Image.new("RGB", (_FINER * size[0], _FINER * size[1]), PAPER)
         draw = ImageDraw.Draw(image)
@@ -112,7 +123,7 @@ class Sheet:
         x1, y1 = (size[0] - 2 * self.space) * _FINER, (size[1] - self.space // 2) * _FINER
         draw.line((x0, y1, max(x0 + 1, x1), y1), "#d0d7de", _FINER)
         draw.line((x0, y0, max(x0 + 1, x1), y0), "#eaeef2", _FINER)
-        step = (self.tile + self.space) * _FINER
+        step = (self.side + self.space) * _FINER
         for places, values, colour, dashed in curves:
             points = [
                 (x0 + p * step, y1 - float(np.clip(v, 0, 1)) * (y1 - y0)) if np.isfinite(v) else None
@@ -151,7 +162,7 @@ def overlays(
         page.picture(place, row, c + 1, shown, VERDICTS[course.verdict(item, at[c])], map)
 
 
-def _head(rows, text, space: int, line: int, width: int) -> Image.Image:
+def _head(rows: Head, text: ImageFont.FreeTypeFont, space: int, line: int, width: int) -> Image.Image:
     "Lines of `(mark, words)`; what does not fit into `width` goes on below."
     places, y = [], space // 2
     for row in rows:
@@ -178,7 +189,14 @@ def _head(rows, text, space: int, line: int, width: int) -> Image.Image:
     return page
 
 
-def _chip(draw, at: tuple[int, int], letter: str, colour: str, text, side: int) -> None:
+def _chip(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    letter: str,
+    colour: str,
+    text: ImageFont.FreeTypeFont,
+    side: int,
+) -> None:
     x, y = at
     draw.rectangle((x, y, x + side - 1, y + side - 1), colour)
     draw.text((x + side / 2, y + side / 2), letter, PAPER, text, anchor="mm")

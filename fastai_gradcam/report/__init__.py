@@ -64,8 +64,8 @@ def report_page(run: Any) -> str:
 
 
 def _html(data: dict) -> str:
-    env = Environment(loader=PackageLoader(__package__, ""), autoescape=True)
-    sources = env.loader
+    sources = PackageLoader(__package__, "")
+    env = Environment(loader=sources, autoescape=True)
     style = sources.get_source(env, "style.css")[0]
     scripts = "\n".join(sources.get_source(env, name)[0] for name in SCRIPTS)
     script = f"(() => {{\n'use strict';\n{scripts}\n}})();"
@@ -201,7 +201,9 @@ class _Maps:
 
     def __init__(self, run: Any, info: dict):
         names = [str(layer) for layer in info["layers"]]
-        self.classes, self.notes, self.remarks = 1, [], []
+        self.classes = 1
+        self.notes: list[str | None] = []
+        self.remarks: list[str] = []
         frames: list[dict | None] = []
         self._shapes: dict[str, tuple] = {}
         for frame in info["frames"]:
@@ -291,7 +293,7 @@ def _history(run: Any, info: dict, maps: _Maps) -> tuple[dict, list[str]]:
         if name not in rows:
             continue
         if name in CLASSES:
-            values = [names.setdefault(text, len(names)) if text else np.nan for text in _texts(rows[name])]
+            values: Any = [names.setdefault(text, len(names)) if text else np.nan for text in _texts(rows[name])]
         else:
             values = _flags(rows[name]) if name in FLAGS else pd.to_numeric(rows[name], errors="coerce")
         column = np.full(math.prod(shape), np.nan)
