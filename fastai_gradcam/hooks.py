@@ -33,7 +33,8 @@ class Hook(FastaiHook):
 
     `stored` has the shape of the module's output, `(N, C, h, w)` for a convolution, and is `None` until the
     module has run. With `hook_func` it behaves as `fastai.callback.hook.Hook`, whose signature it shares, so
-    that importing it by star over fastai's own changes nobody's code.
+    that importing it by star over fastai's own changes nobody's code. Raises `ValueError` for `is_forward=False` without
+    a `hook_func`: a gradient is `HookBwd`'s.
     """
 
     def __init__(

@@ -88,7 +88,10 @@ class CAM:
         return self.label if self.prob is None else f"{self.label} {self.prob:.0%}"
 
     def save(self, path: str | Path, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Path:
-        "Save the overlay as an image file, by the suffix of `path`, and return the path."
+        """Save the overlay as an image file, by the suffix of `path`, and return the path.
+
+        Raises `ValueError` for a suffix that Pillow does not know.
+        """
         path = Path(path)
         self.overlay(alpha, cmap).save(path)
         return path
@@ -133,7 +136,7 @@ class CAMList(Sequence[CAM]):
         return len(self.cams)
 
     def grid(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP, tile: int = 208) -> Image.Image:
-        "All maps as one labelled PIL image."
+        "All maps as one labelled PIL image, RGB, each at most `tile` pixels high and wide; `alpha`, `cmap` as in `CAM`."
         layers = len({c.layer for c in self.cams}) > 1
         return grid([c._cell(layers) for c in self.cams], "", self.columns, tile, alpha, cmap)
 
@@ -156,7 +159,7 @@ class CAMList(Sequence[CAM]):
         return ctx
 
     def save(self, path: str | Path, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Path:
-        "Save the grid as an image file, by the suffix of `path`, and return the path."
+        "Save the grid as an image file, by the suffix of `path`, and return the path. Raises as `CAM.save` does."
         path = Path(path)
         self.grid(alpha, cmap).save(path)
         return path

@@ -33,7 +33,8 @@ class TensorBoardLogger:
     """A logger that writes each frame's grid and mean numbers as TensorBoard events, under the tag `gradcam/…`.
 
     `writer`: a `SummaryWriter`, or a folder for a new one (needs the package tensorboard). `step`: a function that
-    gives the step to log under; default the frame's number.
+    gives the step to log under; default the frame's number. Raises `ModuleNotFoundError` for a folder without that
+    package.
     """
 
     def __init__(self, writer: Any, step: Callable[[], int] | None = None) -> None:

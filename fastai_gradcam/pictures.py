@@ -76,6 +76,8 @@ def animation(
 
     `path`'s suffix says the kind: `.gif`, or `.webp` and `.png` where the installed Pillow has them. `seconds` is
     how long each frame stays; the last stays three times as long. Of more than 60 frames, 60 evenly spread ones.
+    `items`: which images of the panel, default all; `tile`: pixels of an image's side. Raises `ValueError` for another
+    suffix, and for a run without a complete frame.
     """
     course = Course(run, None)
     frames, maps, history = course.frames, course.maps, course.history
@@ -112,8 +114,8 @@ def plot(
 ) -> np.ndarray:
     """Curves over the frames: the panel's mean of each of `columns` of the history, and one thin line per image.
 
-    Draws into the matplotlib axes `ax` (one per column, default new ones) and returns them. A column without numbers
-    (no masks) is left out.
+    Draws into the matplotlib axes `ax` (one per column, default new ones) and returns them, an array. A column without
+    numbers (no masks) is left out. Raises `ValueError` where that leaves none.
     """
     import matplotlib.pyplot as plt
 

@@ -155,11 +155,14 @@ class Run:
             raise ValueError(f"The maps of frame {number} ({str(file)!r}) cannot be read: {error}") from error
 
     def image(self, item: int) -> Image.Image:
-        "Image `item` of the panel as the model sees it, RGB."
+        """Image `item` of the panel as the model sees it, RGB, at the model's input size.
+
+        Raises `ValueError` for a file that cannot be read or lies outside of the run.
+        """
         return _images(self._inside(self._looked_up()["panel"][item]["image"]))
 
     def mask(self, item: int) -> np.ndarray | None:
-        "The object's mask on image `item`, boolean `(H, W)`, or `None`."
+        "The object's mask on image `item`, boolean `(H, W)` at the image's size, or `None`. Raises as `image` does."
         file = self._looked_up()["panel"][item].get("mask")
         if not file:
             return None
@@ -173,7 +176,10 @@ class Run:
         return found
 
     def grid(self, frame: int = -1) -> Image.Image:
-        "The labelled heatmap grid of a frame, as saved during training."
+        """The labelled heatmap grid of a frame, as saved during training; negative numbers count from the last complete one.
+
+        Raises `IndexError` for a frame that does not exist and `ValueError` for one that failed or cannot be read.
+        """
         number = self._frame(frame)["frame"]
         return _images(self.path / "frames" / f"frame-{number:03d}.png")
 
@@ -202,7 +208,7 @@ class Run:
     def plot(
         self, columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"), ax: Any = None
     ) -> np.ndarray:
-        "Curves over the frames: the mean of each of `columns` and a thin line per image; returns the axes."
+        "Curves over the frames: the mean of each of `columns` and a thin line per image; see `fastai_gradcam.pictures.plot`."
         from . import pictures
 
         return pictures.plot(self, columns, ax)

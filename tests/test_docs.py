@@ -119,7 +119,7 @@ def readers_folder(tmp_path_factory):
         draw(path / name, 2, rng)
     with pytest.MonkeyPatch.context() as patch, small_networks():
         patch.chdir(path)
-        learner(epochs=3, name="my-run", path="gradcam")
+        learner(epochs=3, n=4, name="my-run", path="gradcam")
     shutil.copytree(path / "gradcam/my-run", path / "gradcam/my-other-run")
     return path
 
