@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["NotebookGrid", "ReportView", "in_brief", "in_notebook"]
 
 _LOWEST = 200
+# Pixels a side of the grid in a run's own words: those of a large panel fill several screens.
+_SMALL = 760
 
 
 def in_notebook() -> bool:
@@ -63,7 +65,7 @@ class ReportView:
 
     def _repr_html_(self) -> str:
         title = escape(f"Report of the run {self._name}")
-        # Room at the bottom, where the frame leaves the handle of `resize` to the mouse.
+        # Room below the frame, where the handle of `resize` lies by itself.
         outer = f"height:{self.height}px;min-height:{_LOWEST}px;padding-bottom:14px;box-sizing:border-box;"
         inner = "width:100%;height:100%;border:1px solid #8888;border-radius:6px;box-sizing:border-box"
         return (
@@ -91,7 +93,9 @@ def in_brief(run: Run) -> str:
     html += "<small><code>.widget()</code> steps through the frames; <code>.history</code> and "
     html += "<code>.findings()</code> have the numbers.</small></p>"
     with suppress(IndexError, OSError, ValueError):
-        grid = b64encode(_jpeg(run.grid())).decode("ascii")
+        newest = run.grid()
+        newest.thumbnail((_SMALL, _SMALL), Image.Resampling.LANCZOS)
+        grid = b64encode(_jpeg(newest)).decode("ascii")
         html += f'<img alt="The newest grid" style="max-width:100%" src="data:image/jpeg;base64,{grid}">'
     return html
 
@@ -108,5 +112,5 @@ def _text(name: str) -> str:
 def _jpeg(image: Image.Image) -> bytes:
     data = io.BytesIO()
     # Whole colours: the grid has fine print.
-    image.convert("RGB").save(data, "JPEG", quality=88, subsampling=0)
+    image.convert("RGB").save(data, "JPEG", quality=85, subsampling=0)
     return data.getvalue()
