@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
+from pages import until
 from PIL import Image
 from torch import nn
 
@@ -78,6 +79,33 @@ def browser():
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    "`open_page(path, hash)`: an open page; at the end nothing may have left it or been said on the console."
+    contexts, said, asked = [], [], []
+
+    def open_one(path, hash="", width=1200, height=1000, scheme="light", measured=False):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(5000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        if measured:
+            page.gauge = context.new_cdp_session(page)
+            page.gauge.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.goto(f"{Path(path).as_uri()}{hash}")
+        until(page, "document.querySelectorAll('.tile').length > 0")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert asked and all(url.startswith(("file:", "data:")) for url in asked)
 
 
 @pytest.fixture

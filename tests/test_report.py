@@ -2,9 +2,7 @@
 
 import base64
 import io
-import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -14,35 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pages import HOSTILE, embedded, until, work
 from PIL import Image
 from report_fixture import make_run
 
 from fastai_gradcam.render import overlay
 from fastai_gradcam.report import write_report
 from fastai_gradcam.run import Run
-
-HOSTILE = [
-    "<script>window.pwned = 1</script>",
-    "</script><script>window.pwned = 2</script>",
-    '"><img src=x onerror="window.pwned = 3">',
-    "'; window.pwned = 4; //",
-    "{{ 7 * 7 }} & &lt;b&gt;",
-    "🐟👩‍👩‍👧 emoji",
-    "سمك \u202eabc",
-    "line\u2028separators\u2029",
-    "x" * 300,
-    "../../etc/passwd",
-    "cat",
-    "Cat",
-    "None",
-    "nan",
-]
-
-
-def embedded(path):
-    "The data inside of a written page."
-    html = Path(path).read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="run-data">(.*?)</script>', html, re.S)[1])
 
 
 def report_of(folder, **attributes):
@@ -251,33 +227,6 @@ def test_no_text_can_end_the_element_that_holds_the_data(tmp_path):
 # ------------------------------------------------------------------------------------- in the browser
 
 
-@pytest.fixture
-def open_page(browser):
-    "`open_page(path, hash)`: an open page; at the end nothing may have left it or been said on the console."
-    contexts, said, asked = [], [], []
-
-    def open_one(path, hash="", width=1200, height=1000, scheme="light", measured=False):
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(5000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        if measured:
-            page.gauge = context.new_cdp_session(page)
-            page.gauge.send("Performance.enable", {"timeDomain": "threadTicks"})
-        page.goto(f"{Path(path).as_uri()}{hash}")
-        until(page, "document.querySelectorAll('.tile').length > 0")
-        return page
-
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert asked and all(url.startswith(("file:", "data:")) for url in asked)
-
-
 @pytest.fixture(scope="module")
 def small_page(small, found):
     run = Run(small)
@@ -300,21 +249,6 @@ def embedded_image(path, item):
 
 def difference(a, b):
     return np.abs(np.asarray(a, float) - np.asarray(b, float)).mean()
-
-
-def until(page, condition):
-    "Wait for something in the page; Playwright's own way needs `eval`, which the page forbids."
-    end = time.monotonic() + 8
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, f"still not: {condition}"
-        time.sleep(0.03)
-
-
-def work(page):
-    "Seconds of processor time that the page's main thread has taken; the page was opened as `measured`."
-    numbers = {m["name"]: m["value"] for m in page.gauge.send("Performance.getMetrics")["metrics"]}
-    assert numbers["ScriptDuration"] > 0
-    return numbers["TaskDuration"]
 
 
 def order(page):

@@ -210,6 +210,7 @@ function fillCurves() {
 
 const KINDS = {
   non_finite: 'Maps that are not finite',
+  shortcut: 'A shortcut, perhaps',
   outside: 'Looks outside the object',
   corner: 'Looks into one corner',
   border: 'Looks at the border',
