@@ -78,8 +78,9 @@ class GradCAMCallback(Callback):
     - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), a dotted name, a module, or a list.
     - `target`: `"true"` (each image's label; the first of several; the class with the largest region in a mask),
       `"pred"` (its prediction; the most probable of several labels; the largest predicted region), a label, an index, a
-      list of these for several classes per image, or a callable `output -> (N,)` scores. In a regression `"true"` and
-      `"pred"` are the score; `"-score"` is its negative.
+      list of these for several classes per image, a list of lists, a tensor or an array with a row for each image, or
+      a callable `output -> (N,)` scores. In a regression `"true"` and `"pred"` are the score; `"-score"` is its
+      negative.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
     - `every`: a frame every so many epochs; the last epoch of a fit always has one.
     - `masks`: where the object is: a callable `item -> mask`, a folder of masks, or a mapping to masks or boxes.
@@ -242,6 +243,8 @@ class GradCAMCallback(Callback):
         # What interrupts the training is on its way to the user: nothing of ours takes its place.
         raising = None if status == "finished" else False
         with self._harmless("closing the run", raising):
+            # The writing thread may be about to put a refresh off: behind the last frame it no longer is.
+            self._recorder.flush()
             self._refresher.stop()
             self._recorder.close(status)
         with self._harmless("drawing the run", raising):
@@ -505,7 +508,7 @@ class GradCAMCallback(Callback):
             return self._task.pred()
         if isinstance(target, str) and target == "true":
             return self._task.true(None if panel.y is None else panel.y[part])
-        return self._task.target(target, len(panel.x[part]))
+        return self._task.target(target, len(panel), part)
 
     def _about(self, logits: Tensor, target: Tensor | None) -> Callable[[int, int], dict[str, Any]]:
         "The columns of a row that are about the prediction, for image `item` and its `k`-th class."

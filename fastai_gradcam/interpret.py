@@ -18,7 +18,7 @@ from .guard import evaluating
 from .layers import unwrap
 from .learner import CAM, CAMList, explained_images, resolve_layer
 from .targets import main_output
-from .tasks import Task, task_of
+from .tasks import task_of
 
 __all__: list[str] = []
 
@@ -84,20 +84,19 @@ def _cams(learn: Learner, dl: Any, indices: Sequence[int], target: Any, layer: A
         # Making a loader draws random numbers.
         dl = _still(learn.dls, dl)
         items = getattr(dl.dataset, "items", None)
-        for i in indices:
+        for at, i in enumerate(indices):
             name = item_name(None if items is None else getattr(items, "iloc", items)[i], i)
             batch = encode(dl, read(dl, i, name), name)
             x, y = for_model(batch, model), batch[-1] if len(batch) > 1 else None
-            cams = cams_of(model, x, layer=layers, target=_wanted(task, target, model, x, y), method=method)
+            wanted = _both(model, x, y) if target is _BOTH else task.target(target, len(indices), slice(at, at + 1))
+            cams = cams_of(model, x, layer=layers, target=wanted, method=method)
             actual = None if y is None else task.label(y[0])
-            found += next(explained_images(cams, [picture(dl, batch)], task, target in (None, _BOTH), actual))
+            found += next(explained_images(cams, [picture(dl, batch)], task, target is None or target is _BOTH, actual))
     per_image = len(found) // max(1, len(indices))
     return CAMList(found, per_image if per_image * len(indices) == len(found) and per_image > 1 else None)
 
 
-def _wanted(task: Task, target: Any, model: nn.Module, x: Tensor, y: Any) -> Any:
-    if target is not _BOTH:
-        return task.target(target, 1)
+def _both(model: nn.Module, x: Tensor, y: Any) -> Tensor:
     with torch.no_grad():
         predicted = main_output(model(x)).argmax(1)
     return torch.stack([predicted.cpu(), y.reshape(1).cpu().as_subclass(Tensor)], 1)

@@ -178,8 +178,9 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     - `item`: a path, string, PIL image, uint8 array or tensor, bytes, or a list of these. Goes through the validation
       transforms, as in `learn.predict`.
     - `target`: `None` (the predicted class; of several labels, each predicted one; of a segmentation, the one with the
-      largest region), a label, an index, a list for several classes, or a callable `output -> (N,)` scores. A
-      regression has `"score"` and `"-score"`, of several outputs `"score 1"` and `"-score 1"`.
+      largest region), a label, an index, a list for several classes, a list of lists, a tensor or an array with a row
+      for each item, or a callable `output -> (N,)` scores. A regression has `"score"` and `"-score"`, of several outputs
+      `"score 1"` and `"-score 1"`.
     - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), `"all"` (every child of
       `learn.model[0]`), a dotted name, a module, or a list of these.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
@@ -194,15 +195,17 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     model, task = unwrap(self.model), task_of(self.dls, self.loss_func)
     resolve_method(method)
     layers = None if layer is None else resolve_layer(self, layer)
-    task.target(target, 1)
+    task.target(target, len(items))
     with unchanged(model):
         encoded = [_encoded(self.dls, it, item_name(it, i)) for i, it in enumerate(items)]
         images = [image for image, _ in encoded]
         found: list[CAM] = []
         per_item: list[int] = []
         for at, x in _stacked([for_model(batch, model) for _, batch in encoded]):
-            cams = cams_of(model, x, layer=layers, target=task.target(target, len(x)), method=method)
-            for explained in explained_images(cams, images[at : at + len(x)], task, target is None):
+            part = slice(at, at + len(x))
+            wanted = task.target(target, len(items), part)
+            cams = cams_of(model, x, layer=layers, target=wanted, method=method)
+            for explained in explained_images(cams, images[part], task, target is None):
                 per_item.append(len(explained))
                 found += explained
     asked_for_one = all(as_list(given) is None for given in (item, target, layer))

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,27 +52,24 @@ class Task:
 
     # --- targets
 
-    def target(self, wanted: Any, n: int) -> Any:
-        """The user's `target=` in the engine's terms, for `n` images.
+    def target(self, wanted: Any, n: int, part: slice = slice(None)) -> Any:
+        """The user's `target=` in the engine's terms, for those of `n` images that are in `part`.
 
-        `None`, a label, an index, a list of these (several per image), or a callable. Raises `ValueError` or
-        `TypeError` for a label or index that does not exist, with the nearest.
+        `None`, a label or an index for all images, a list of these (several per image), a tensor, an array or a list of
+        lists (a row for each image), or a callable. Raises `ValueError` or `TypeError` for a label or index that does
+        not exist, with the nearest, and for a number of rows that is not `n`.
         """
         if callable(wanted) or (wanted is None and self.kind == CATEGORY):
             return wanted
         if wanted is None:
             return Decided(self._scores, self._default)
-        if hasattr(wanted, "tolist"):
-            wanted = wanted.tolist()
-        wanted = wanted if as_list(wanted) is None else as_list(wanted)
-        several = isinstance(wanted, list)
-        if several and not wanted:
-            raise ValueError("target=[] names no class to explain.")
+        rows = _per_image(wanted, n)
+        if isinstance(rows, list):
+            rows = rows[part]
         if self.kind == REGRESSION:
-            sides = [_side(t) for t in (wanted if several else [wanted])]
-            return Decided(self._scores, lambda scores: _of_sides(sides, scores, several))
-        classes = [class_index(t, self._names) for t in (wanted if several else [wanted])]
-        return [classes] * n if several else classes[0]
+            sides = _each(_side, rows)
+            return Decided(self._scores, lambda scores: _each(lambda side: _column(side, scores.shape[1] // 2), sides))
+        return _each(lambda target: class_index(target, self._names), rows)
 
     def true(self, y: Tensor | None) -> Any:
         "Each image's own answer, in the engine's terms. Raises `ValueError` where `y` has none."
@@ -225,13 +222,42 @@ def _side(target: Any) -> tuple[int, bool]:
     return class_index(target, None), False
 
 
-def _of_sides(sides: Sequence[tuple[int, bool]], scores: Tensor, several: bool) -> Tensor:
-    n = scores.shape[1] // 2
-    for index, _ in sides:
-        if not 0 <= index < n:
-            raise ValueError(f"target {index} is out of range: the model has scores 0 to {n - 1}.")
-    chosen = torch.tensor([index + n * negative for index, negative in sides], device=scores.device)
-    return chosen.expand(len(scores), -1) if several else chosen.expand(len(scores))
+def _column(side: tuple[int, bool], n: int) -> int:
+    index, negative = side
+    if not 0 <= index < n:
+        raise ValueError(f"target {index} is out of range: the model has scores 0 to {n - 1}.")
+    return index + n * negative
+
+
+def _per_image(wanted: Any, n: int) -> Any:
+    "One class for all images, or a list with one entry for each of `n`: a class, or a list of classes."
+    array = hasattr(wanted, "tolist")
+    listed = as_list(wanted.tolist() if array else wanted)
+    if listed is None:
+        return wanted.tolist() if array else wanted
+    if not listed:
+        raise ValueError("target=[] names no class to explain.")
+    rows = [as_list(row.tolist() if hasattr(row, "tolist") else row) for row in listed]
+    if any(row is None for row in rows):
+        # A list names several classes; an array holds a class per image, as in the engine. Of one image it can but
+        # hold several.
+        if not array or (n == 1 and len(listed) > 1):
+            return [listed] * n
+        rows = listed
+    elif len({len(row) for row in rows}) > 1 or not rows[0]:
+        raise ValueError(
+            f"target has rows of {', '.join(str(len(row)) for row in rows)} classes: give each image as many, at least one."
+        )
+    if len(rows) != n:
+        raise ValueError(
+            f"target has a row for each of {len(rows)} images, but there {'is' if n == 1 else 'are'} {n}: give one class "
+            "for all, a list of classes for each, or as many rows as images."
+        )
+    return rows
+
+
+def _each(f: Callable[[Any], Any], rows: Any) -> Any:
+    return [_each(f, row) for row in rows] if isinstance(rows, list) else f(rows)
 
 
 def _most_common(y: Tensor, classes: int) -> Tensor:

@@ -182,6 +182,79 @@ def test_a_logit_is_explained_where_its_probability_is_saturated(multilabel, pho
     assert torch.allclose(signed[0], again) and again.abs().max() > 0
 
 
+# A class per image
+
+
+@pytest.fixture
+def colours(learner):
+    return learner(CategoryBlock(), lambda f: f.parent.name, 3, grow=30)
+
+
+_rows = [
+    torch.tensor([2, 0, 1]),
+    np.array([2, 0, 1]),
+    np.array(["red", "blue", "green"]),
+    [["red"], ["blue"], ["green"]],
+    (np.array([2]), torch.tensor([0]), ["green"]),
+]
+
+
+@pytest.mark.parametrize("target", _rows, ids=str)
+def test_a_row_for_each_image_explains_each_by_its_own_class(colours, photos, target):
+    made = colours.gradcam(photos[:3], target=target)
+    assert [c.label for c in made] == ["red", "blue", "green"]
+    for file, cam in zip(photos, made, strict=False):
+        assert torch.allclose(cam.map, colours.gradcam(file, target=cam.label).map, atol=1e-6)
+    shown = colours.show_gradcam(max_n=3, shuffle=False, target=target)
+    assert [c.label for c in shown] == ["red", "blue", "green"]
+
+
+def test_several_classes_may_be_others_for_each_image_also_over_several_batches(colours, photos):
+    rows = [[i % 3, (i + 1) % 3] for i in range(70)]
+    for target in (rows, np.array(rows), torch.tensor(rows)):
+        made = colours.gradcam([photos[i % 6] for i in range(70)], target=target)
+        assert [c.target for c in made] == [c for row in rows for c in row] and made.columns == 2
+    flat = colours.gradcam(photos[:2], target=[2, 0])
+    assert [c.target for c in flat] == [2, 0, 2, 0], "a flat list names several classes for each image"
+    assert [c.target for c in colours.gradcam(photos[0], target=torch.tensor([2, 0]))] == [2, 0]
+    assert colours.gradcam(photos[0], target=torch.tensor([2])).target == 2
+
+
+@pytest.mark.parametrize("target", _rows, ids=str)
+def test_a_run_explains_each_image_by_its_own_class(colours, target):
+    run = _fit(colours, n=3, target=target)
+    assert run.history["target"].tolist() == ["red", "blue", "green"] * 2
+    x = colours.grad_cam._panel.x
+    expected = gradcam(colours.model, x, target=torch.tensor([2, 0, 1]))
+    assert np.allclose(run.maps(1)[run.layers[0]].reshape(3, 8, 8), expected.maps[0], atol=1e-6)
+
+
+def test_a_regression_may_have_a_score_per_image(learner, photos):
+    learn = learner(RegressionBlock(n_out=3), lambda f: [1.0, 2.0, 3.0], 3, loss_func=L1LossFlat())
+    made = learn.gradcam(photos[:3], target=[["score 2"], ["-score 1"], [0]])
+    assert [c.label for c in made] == ["score 2", "-score 1", "score 0"]
+    assert [c.label for c in learn.gradcam(photos[:2], target=torch.tensor([1, 2]))] == ["score 1", "score 2"]
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (torch.tensor([0, 1]), "target has a row for each of 2 images, but there are 3"),
+        ([["red"], ["blue"]], "target has a row for each of 2 images, but there are 3"),
+        ([["red"], ["blue", "green"], ["red"]], "target has rows of 1, 2, 1 classes"),
+        ([[], [], []], "rows of 0, 0, 0 classes"),
+        ([["red"], ["blue"], ["gren"]], "no class 'gren'. Did you mean 'green'"),
+        (np.array([0, 1, 7]), "target 7 is out of range"),
+    ],
+)
+def test_rows_that_do_not_fit_are_quoted(colours, photos, target, says):
+    with pytest.raises(ValueError, match=says):
+        colours.gradcam(photos[:3], target=target)
+    colours.add_cb(GradCAMCallback(n=3, target=target, show=False))
+    with colours.no_bar(), colours.no_logging(), pytest.raises(ValueError, match=says):
+        colours.fit(1)
+
+
 # One logit
 
 
