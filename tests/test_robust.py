@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 import warnings
 
@@ -104,6 +105,23 @@ def test_a_stopped_refresher_writes_no_more(tmp_path):
     refresh.stop()
     refresh._timer.join()
     assert report.stat().st_mtime_ns == first
+
+
+def test_a_refresh_that_is_just_being_put_off_does_not_keep_the_run_from_ending(image_folder, tmp_path, monkeypatch):
+    def put_off(refresher):
+        refresher._next = time.monotonic() + 60
+
+    def start_late(timer, start=threading.Timer.start):
+        time.sleep(0.3)
+        start(timer)
+
+    monkeypatch.setattr(ReportRefresher, "_refresh", put_off)
+    monkeypatch.setattr(threading.Timer, "start", start_late)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run = fit(image_folder, tmp_path)
+    assert run.status == "finished"
+    assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
 
 
 @pytest.mark.parametrize("where", ["../secret.jpg", "/etc/hostname"])
