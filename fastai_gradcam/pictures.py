@@ -74,17 +74,19 @@ def animation(
 ) -> Path:
     """An animation of the grids, one frame after the other; returns the file, default `evolution.gif` in the run.
 
-    `path`'s suffix says the kind: `.gif`, or `.webp` and `.png` where the installed Pillow has them. `seconds` is
-    how long each frame stays; the last stays three times as long. Of more than 60 frames, 60 evenly spread ones.
+    `path`'s suffix says the kind: `.gif`, or `.webp`, `.png` and `.mp4` where the installed Pillow writes them.
+    Raises `ValueError` with those it does write for any other. `seconds` is how long each frame stays; the last stays three times as long. Of more than 60 frames, 60 evenly spread ones.
     `items`: which images of the panel, default all; `tile`: pixels of an image's side. Raises `ValueError` for another
     suffix, and for a run without a complete frame.
     """
     course = Course(run, None)
     frames, maps, history = course.frames, course.maps, course.history
     path = Path(path) if path is not None else run.path / "evolution.gif"
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in ("GIF", "WEBP", "PNG") or kind not in Image.SAVE_ALL:
-        raise ValueError(f"An animation is saved as .gif, .webp or .png, got {path.name!r}.")
+    kinds = _animated_kinds()
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        unable = "The installed Pillow writes no .mp4. " if path.suffix.lower() == ".mp4" else ""
+        raise ValueError(f"{unable}An animation is saved as {' or '.join(kinds)}, got {path.name!r}.")
     items = items_of(run, items)
     images, labels = [run.image(i) for i in items], [course.label(i) for i in items]
     pages = []
@@ -133,6 +135,12 @@ def plot(
         at.set_title(column.replace("_", " "))
         at.set_xlabel("frame")
     return axes
+
+
+def _animated_kinds() -> dict[str, str]:
+    "What the installed Pillow can animate, by suffix."
+    known = Image.registered_extensions()
+    return {s: known[s] for s in (".gif", ".webp", ".png", ".mp4") if known.get(s) in Image.SAVE_ALL}
 
 
 def _caption(frame: dict[str, Any], course: Course) -> str:

@@ -412,8 +412,29 @@ def test_an_animation_is_saved_where_and_as_what_was_asked_for(run, tmp_path):
     file = run.animation(tmp_path / "a.webp", items=[0])
     with Image.open(file) as image:
         assert file == tmp_path / "a.webp" and image.format == "WEBP" and image.n_frames == 3
-    with pytest.raises(ValueError, match=r"\.gif, \.webp or \.png, got 'a\.mp4'"):
+    with Image.open(run.animation(tmp_path / "a.png")) as image:
+        assert image.format == "PNG" and image.n_frames == 3
+
+
+def test_an_animation_that_this_pillow_cannot_write_is_refused_with_those_it_can(run, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"Pillow writes no \.mp4\. An .* as \.gif or \.webp or \.png, got 'a\.mp4'"):
         run.animation(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match=r"^An animation is saved as \.gif or \.webp or \.png, got 'a'"):
+        run.animation(tmp_path / "a")
+    handlers = {kind: save for kind, save in Image.SAVE_ALL.items() if kind != "WEBP"}
+    monkeypatch.setattr(Image, "SAVE_ALL", handlers)
+    with pytest.raises(ValueError, match=r"^An animation is saved as \.gif or \.png, got 'a\.webp'"):
+        run.animation(tmp_path / "a.webp")
+    # … and one that can, does.
+    films = []
+    monkeypatch.setitem(Image.EXTENSION, ".mp4", "FILM")
+    monkeypatch.setitem(
+        handlers, "FILM", lambda image, file, name: films.append(1 + len(image.encoderinfo["append_images"]))
+    )
+    monkeypatch.setitem(Image.SAVE, "FILM", handlers["FILM"])
+    run.animation(tmp_path / "A.MP4")
+    assert films == [3]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("a.")] == []
 
 
 def test_curves_are_the_means_of_the_history(run):
