@@ -237,7 +237,7 @@ def _per_image(wanted: Any, n: int) -> Any:
         return wanted.tolist() if array else wanted
     if not listed:
         raise ValueError("target=[] names no class to explain.")
-    rows = [as_list(row.tolist() if hasattr(row, "tolist") else row) for row in listed]
+    rows: list[Any] = [as_list(row.tolist() if hasattr(row, "tolist") else row) for row in listed]
     if any(row is None for row in rows):
         # A list names several classes; an array holds a class per image, as in the engine. Of one image it can but
         # hold several.
