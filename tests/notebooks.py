@@ -24,28 +24,27 @@ SECONDS_PER_CELL = 300
 
 @dataclass
 class Executed:
-    "A notebook after its run in `folder`, and how often each thing that it displayed was replaced."
+    "A notebook after its run in `folder`; `pictures`: of each place that showed JPEGs all of them, one after the other."
 
     notebook: nbformat.NotebookNode
     folder: Path | None = None
-    updates: dict[str, int] = field(default_factory=dict)
+    pictures: dict[str, list[str]] = field(default_factory=dict)
 
 
 class _Watching(NotebookClient):
-    "Counts what is replaced in place, of which a stored notebook has the last only."
+    "Keeps what is replaced in place, of which the notebook has the last only."
 
     def __init__(self, executed: Executed, **kwargs):
         super().__init__(executed.notebook, **kwargs)
         self.executed = executed
 
     def process_message(self, msg, cell, cell_index):
-        if msg["msg_type"] == "update_display_data":
-            name = msg["content"]["transient"]["display_id"]
-            self.executed.updates[name] = self.executed.updates.get(name, 0) + 1
-        output = super().process_message(msg, cell, cell_index)
-        if output is not None and msg["msg_type"] == "display_data":
-            output.metadata["display_id"] = msg["content"].get("transient", {}).get("display_id")
-        return output
+        content = msg["content"]
+        if msg["msg_type"] in ("display_data", "update_display_data") and "image/jpeg" in content["data"]:
+            # One that cannot be replaced has no name.
+            place = content.get("transient", {}).get("display_id") or f"unnamed {len(self.executed.pictures)}"
+            self.executed.pictures.setdefault(place, []).append(content["data"]["image/jpeg"])
+        return super().process_message(msg, cell, cell_index)
 
 
 def execute(names: list[str], folder: Path) -> dict[str, Executed]:
@@ -108,7 +107,6 @@ def stored(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not is_finished_bar(output)]
         for output in cell.get("outputs", []):
-            output.get("metadata", {}).pop("display_id", None)
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _small(output.data["image/png"])
     notebook.metadata = {

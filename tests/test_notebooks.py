@@ -90,13 +90,14 @@ def test_one_grid_stands_below_fastais_table(found):
 
 def test_the_grid_is_replaced_in_place_after_each_epoch(executed):
     one = executed[FIRST]
-    (grid,) = [o for o in cell_with(one.notebook, "fit_one_cycle").outputs if "image/jpeg" in o.get("data", {})]
-    assert one.updates[grid.metadata["display_id"]] == EPOCHS
-    seen = decoded(grid.data["image/jpeg"])
+    (grids,) = one.pictures.values()
+    assert len(grids) == 1 + EPOCHS
+    assert shown(one.notebook, "fit_one_cycle", "image/jpeg") == grids[-1:]
     (frames,) = one.folder.glob("fish/gradcam/*/frames")
-    saved = [np.asarray(Image.open(frames / f"frame-{i:03d}.png").convert("RGB"), float) for i in range(EPOCHS + 1)]
-    away = [np.abs(seen - frame).mean() if seen.shape == frame.shape else 255 for frame in saved]
-    assert np.argmin(away) == EPOCHS and away[EPOCHS] < 3, "the grid seen last is that of the last epoch"
+    saved = [np.asarray(Image.open(frames / f"frame-{i:03d}.png").convert("RGB"), float) for i in range(1 + EPOCHS)]
+    for i, grid in enumerate(map(decoded, grids)):
+        away = [np.abs(grid - frame).mean() if grid.shape == frame.shape else 255 for frame in saved]
+        assert np.argmin(away) == i and away[i] < 3, f"grid {i} is that of frame {np.argmin(away)}"
 
 
 def test_a_grid_that_is_not_wanted_is_not_shown(found):
