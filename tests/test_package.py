@@ -38,10 +38,15 @@ def test_the_package_its_metadata_and_the_changelog_say_one_version():
 
 
 def test_the_version_is_written_in_one_place():
-    holders = [f.name for f in (ROOT / "fastai_gradcam").rglob("*.py") if fastai_gradcam.__version__ in f.read_text()]
+    holders = [
+        f.name
+        for f in (ROOT / "fastai_gradcam").rglob("*.py")
+        if fastai_gradcam.__version__ in f.read_text(encoding="utf-8")
+    ]
     assert holders == ["_version.py"]
     for file in ("setup.cfg", "pyproject.toml"):
-        assert not re.search(rf"^version *= *[\"']?{re.escape(fastai_gradcam.__version__)}", (ROOT / file).read_text())
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert not re.search(rf"^version *= *[\"']?{re.escape(fastai_gradcam.__version__)}", text, re.MULTILINE)
 
 
 def test_public_ci_runs_on_each_python_that_the_package_promises(setup, jobs):
