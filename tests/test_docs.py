@@ -176,7 +176,7 @@ def everything():
 def add_a_method():
     from fastai_gradcam.methods import register
 
-    return {"register": register}
+    return {"register": register, "Tensor": torch.Tensor}
 
 
 # The README and docs/watching.md begin with their own imports.
