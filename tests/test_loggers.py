@@ -5,6 +5,8 @@ import json
 import struct
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -74,14 +76,31 @@ def records(file):
             record = b""
 
 
-def wandb_rows(folder):
-    "(step, values) of each row of history in an offline run of W&B."
+def wandb_records(file):
+    """The records of W&B's file up to the one that ends the run: `finish` may return before its process has written.
+
+    Waited for, as on a busy machine that takes seconds.
+    """
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
+    for _ in range(600):
+        found = []
+        # Half a record is there, too, until the rest is.
+        with suppress(DecodeError):
+            for data in records(file):
+                found.append(Record())
+                found[-1].ParseFromString(data)
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"{file} has no end: {[r.WhichOneof('record_type') for r in found]}")
+
+
+def wandb_rows(folder):
+    "(step, values) of each row of history in an offline run of W&B."
     rows = []
-    for data in records(next(folder.rglob("*.wandb"))):
-        record = Record()
-        record.ParseFromString(data)
+    for record in wandb_records(next(folder.rglob("*.wandb"))):
         if record.WhichOneof("record_type") == "history":
             values = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
             rows.append((values.get("_step"), values))
