@@ -522,6 +522,8 @@ class GradCAMCallback(Callback):
             if classes is not None:
                 row["target"] = task.name(int(classes[item, k]), logits)
                 row["prob"] = None if probs is None else float(probs[item, classes[item, k]])
+            else:
+                row["target"] = task.in_words(self._settings["target"], item, len(panel))
             if answers is not None:
                 one = answers[item]
                 row |= {"pred": one.pred, "pred_prob": one.pred_prob, "correct": one.correct}

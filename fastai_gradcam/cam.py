@@ -14,8 +14,8 @@ from .guard import evaluating
 from .hooks import Restart
 from .layers import Layer, Reshape, default_layer, named_layers, spatial, unwrap
 from .methods import Method, resolve_method
-from .smoothing import as_it_is, noisy_copies, views
-from .targets import Decided, Target, scores
+from .smoothing import as_it_is, noisy_copies, of_view, views
+from .targets import Target, scores, settled
 
 __all__ = ["CAMs", "gradcam"]
 
@@ -78,13 +78,19 @@ def gradcam(
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; the other methods name theirs.
     """
     how = resolve_method(method)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, whose layers can be listened to, got {type(model).__name__}.")
+    if reshape is not None and not callable(reshape):
+        raise TypeError(f"reshape must be a callable from a layer's output to (N, C, *space), got {reshape!r}.")
     net = unwrap(model)
     with torch.inference_mode(False), evaluating(net):
         x = _as_batch(x)
         if layer is None:
             # Two images tell for any class; a callable may hold something for each image of the whole batch.
             few, of = (x, target) if callable(target) else (x[:2], None)
-            chosen = [default_layer(net, few, net, lambda output: _sum(scores(output, of, len(few))[0]), of)]
+            chosen = [
+                default_layer(net, few, net, lambda output: _sum(scores(output, of, len(few), x.ndim - 2)[0]), of)
+            ]
         else:
             chosen = named_layers(net, layer)
         output, classes, signed = _signed_maps(net, x, chosen, target, how, reshape)
@@ -131,14 +137,15 @@ def _signed_maps(
     views_signed: list[list[list[Tensor]]] = []
     changed = list(views(x)) if how.augment else [(x, as_it_is)]
     for view, back in changed:
-        seen, classes, activations, evidence = look(view, target)
+        asked = of_view(target, back, x.shape[2:])
+        seen, classes, activations, evidence = look(view, asked)
         if not views_signed:
             output = map_tensors(Tensor.detach, seen)
             # Changed copies may be taken for another class: they are asked about that of the image as it is.
-            target = _settled(target, classes)
+            target = asked = settled(target, output, classes, x.ndim - 2)
         copies = [evidence]
         if how.noise:
-            copies = [look(noisy, target)[-1] for noisy in noisy_copies(view, *how.noise)]
+            copies = [look(noisy, asked)[-1] for noisy in noisy_copies(view, *how.noise)]
         signed = [
             [back(_map(how, A, Gs, name)) for Gs in zip(*(copy[i] for copy in copies), strict=True)]
             for i, ((name, _), A) in enumerate(zip(chosen, activations, strict=True))
@@ -152,12 +159,6 @@ def _signed_maps(
     return output, classes, signed
 
 
-def _settled(target: Target, classes: Tensor | None) -> Target:
-    if isinstance(target, Decided):
-        return Decided(target.read, lambda scores: classes)
-    return target if classes is None else classes
-
-
 def _gradients(net: nn.Module, x: Tensor, chosen: Chosen, target: Target, space: Space) -> Look:
     "The output, the classes explained, each layer's activations, and its gradients per score, `(N, C, *space)`."
     modules = [module for _, module in chosen]
@@ -166,7 +167,7 @@ def _gradients(net: nn.Module, x: Tensor, chosen: Chosen, target: Target, space:
     for grad in (False, True):
         with torch.set_grad_enabled(grad), Restart(modules) as restart:
             output = net(x)
-            each, classes = scores(output, target, len(x))
+            each, classes = scores(output, target, len(x), x.ndim - 2)
         ran = [t is not None for t in restart.outputs]
         if all(ran) and all(s.requires_grad for s in each):
             break
@@ -210,7 +211,7 @@ def _map(how: Method, A: Tensor, Gs: Sequence[Tensor], name: str) -> Tensor:
             f"Method {how.name!r} must return maps of shape {wanted} for activations {tuple(A.shape)} of layer "
             f"{name!r}, got {got}."
         )
-    return signed
+    return signed.float()
 
 
 def _negative_share(signed: Tensor, lead: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .hooks import first_tensor
 from .layers import Reshape
-from .targets import Decided, Target, class_scores, main_output, scores
+from .targets import Settled, Target, scores, settled
 
 __all__ = ["Behind", "Probe", "channel_weights", "map_tensors"]
 
@@ -41,14 +41,15 @@ def channel_weights(
     activations, weights = [], []
     for name, module in chosen:
         behind = Behind(net, module, x, name)
-        each, classes = scores(behind.output, target, len(x))
+        each, classes = scores(behind.output, target, len(x), x.ndim - 2)
+        asked = settled(target, behind.output, classes, x.ndim - 2)
         base = torch.stack(each, 1).float()  # (N, K)
         to_space = space(name, behind.activations)
         A = to_space(behind.activations).float()
         with _progress(len(x) * A.shape[1]) as bar:
             seen = [
                 weigh(
-                    A[i], Probe(behind, i, base[i], _scorer(behind.output, target, classes, len(x), i), to_space, bar)
+                    A[i], Probe(behind, i, base[i], _scorer(behind.output, asked, len(x), i, x.ndim - 2), to_space, bar)
                 )
                 for i in range(len(x))
             ]
@@ -58,15 +59,11 @@ def channel_weights(
     return behind.output, classes, activations, weights
 
 
-def _scorer(clean: Any, target: Target, classes: Tensor | None, n: int, i: int) -> Callable[[Any], Tensor]:
+def _scorer(clean: Any, target: Target, n: int, i: int, dims: int) -> Callable[[Any], Tensor]:
     "From the output for B variants of image `i` to their scores `(K, B)`."
-    if classes is not None:
-        wanted, logits = classes[i].reshape(-1), main_output(clean)
-        if logits.ndim > 2:
-            # A map of classes: the score stays that of the cells where the class was predicted.
-            return lambda output: class_scores(main_output(output), logits[i : i + 1])[:, wanted].T
-        read = target.read if isinstance(target, Decided) else lambda output: class_scores(main_output(output))
-        return lambda output: read(output)[:, wanted].T
+    if isinstance(target, Settled):
+        one = target.image(i)
+        return lambda output: one.table(output)[:, one.classes.reshape(-1)].T
 
     def score(output: Any) -> Tensor:
         # A callable may hold something for each image of the batch: each variant is put in its image's place.
@@ -74,7 +71,7 @@ def _scorer(clean: Any, target: Target, classes: Tensor | None, n: int, i: int) 
         if not count:
             raise TypeError(f"A method without gradients needs tensors in the output, got {type(output).__name__}.")
         placed = (map_tensors(lambda c, v, b=b: _placed(c, v[b], i, n), clean, output) for b in range(count))
-        return torch.stack([scores(p, target, n)[0][0][i] for p in placed])[None]
+        return torch.stack([scores(p, target, n, dims)[0][0][i] for p in placed])[None]
 
     return score
 

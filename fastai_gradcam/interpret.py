@@ -91,7 +91,11 @@ def _cams(learn: Learner, dl: Any, indices: Sequence[int], target: Any, layer: A
             wanted = _both(model, x, y) if target is _BOTH else task.target(target, len(indices), slice(at, at + 1))
             cams = cams_of(model, x, layer=layers, target=wanted, method=method)
             actual = None if y is None else task.label(y[0])
-            found += next(explained_images(cams, [picture(dl, batch)], task, target is None or target is _BOTH, actual))
+            words = [task.in_words(target, at, len(indices))] if callable(target) else None
+            explained = explained_images(
+                cams, [picture(dl, batch)], task, target is None or target is _BOTH, actual, words
+            )
+            found += next(explained)
     per_image = len(found) // max(1, len(indices))
     return CAMList(found, per_image if per_image * len(indices) == len(found) and per_image > 1 else None)
 

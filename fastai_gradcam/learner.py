@@ -179,7 +179,7 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
       transforms, as in `learn.predict`.
     - `target`: `None` (the predicted class; of several labels, each predicted one; of a segmentation, the one with the
       largest region), a label, an index, a list for several classes, a list of lists, a tensor or an array with a row
-      for each item, or a callable `output -> (N,)` scores. A regression has `"score"` and `"-score"`, of several outputs
+      for each item, `contrast` or `segment` of labels, or a callable `output -> (N,)` scores. A regression has `"score"` and `"-score"`, of several outputs
       `"score 1"` and `"-score 1"`.
     - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), `"all"` (every child of
       `learn.model[0]`), a dotted name, a module, or a list of these.
@@ -205,7 +205,8 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
             part = slice(at, at + len(x))
             wanted = task.target(target, len(items), part)
             cams = cams_of(model, x, layer=layers, target=wanted, method=method)
-            for explained in explained_images(cams, images[part], task, target is None):
+            words = [task.in_words(target, at + i, len(items)) for i in range(len(x))] if callable(target) else None
+            for explained in explained_images(cams, images[part], task, target is None, words=words):
                 per_item.append(len(explained))
                 found += explained
     asked_for_one = all(as_list(given) is None for given in (item, target, layer))
@@ -238,11 +239,17 @@ def _stacked(inputs: list[Tensor], most: int = 32) -> Iterator[tuple[int, Tensor
 
 
 def explained_images(
-    cams: CAMs, images: list[Image.Image], task: Task, repeats: bool, actual: str | None = None
+    cams: CAMs,
+    images: list[Image.Image],
+    task: Task,
+    repeats: bool,
+    actual: str | None = None,
+    words: Sequence[str | None] | None = None,
 ) -> Iterator[list[CAM]]:
     """The `CAM`s of each image of a batch: for each layer, each class.
 
-    `repeats`: the classes were filled up to a common number, and one that comes again is left out.
+    `repeats`: the classes were filled up to a common number, and one that comes again is left out. `words`: what a
+    callable target explains of each image.
     """
     targets = cams.target
     probs = task.probabilities(cams.output) if targets is not None else None
@@ -253,7 +260,7 @@ def explained_images(
         for layer, maps in zip(cams.layers, cams.maps, strict=True):
             seen = set()
             for k, map in enumerate(maps[i] if several else maps[i : i + 1]):
-                cam = CAM(map.cpu(), image, layer, actual=actual)
+                cam = CAM(map.cpu(), image, layer, label=words[i] if words else None, actual=actual)
                 if targets is not None:
                     cam.target = int(targets[i, k] if several else targets[i])
                     cam.label = task.name(cam.target, cams.output)

@@ -3,14 +3,19 @@
 Scores are logits, never probabilities: a softmax that is sure of itself has no gradient left to explain. What a class's
 score is depends on the output: the column of `(N, C)`; of a single score, `(N,)` or `(N, 1)`, the score itself (class 1)
 or its negative (class 0); of a map of classes, `(N, C, *space)`, the class summed over the region where it is predicted.
+
+Smoothing and the methods without gradients look at changed copies of the images. These are asked about the classes and
+regions of the images as they are (`settled`). A callable of one's own that decides something by the output may have a
+method `settled(output)`, which gives the callable to ask the copies with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -18,6 +23,8 @@ from torch.nn.functional import one_hot
 __all__ = [
     "Contrast",
     "Decided",
+    "Segment",
+    "Settled",
     "Target",
     "class_scores",
     "class_targets",
@@ -27,6 +34,7 @@ __all__ = [
     "regions",
     "scores",
     "segment",
+    "settled",
 ]
 
 
@@ -35,25 +43,48 @@ class Decided:
     """A target that is decided once the output is there.
 
     `read(output)` gives the scores `(N, C)` to choose from, `pick(scores)` the classes, as `target=` has them.
+    `read(output, like)` takes regions from the scores `like` in place of the output's own.
     """
 
-    read: Callable[[Any], Tensor]
+    read: Callable[..., Tensor]
     pick: Callable[[Tensor], Any]
 
 
-Target = None | int | Sequence[int] | Tensor | Decided | Callable[[Any], Tensor]
+@dataclass(frozen=True)
+class Settled:
+    "The classes `(N,)` or `(N, K)` of images whose scores were `like`, asked of changed copies by `read(output, like)`."
+
+    read: Callable[..., Tensor]
+    like: Tensor
+    classes: Tensor
+
+    def table(self, output: Any) -> Tensor:
+        "The scores `(N, C)` of a changed copy, in the regions of the image as it is."
+        return self.read(output, self.like)
+
+    def image(self, index: int) -> Settled:
+        one = slice(index, index + 1)
+        return replace(self, like=self.like[one], classes=self.classes[one])
 
 
-def main_output(output: Any) -> Tensor:
-    "The tensor of scores in a model's output: itself, the first of a tuple, or `logits`/`out`/the first of a mapping."
+Target = None | int | Sequence[int] | Tensor | Decided | Settled | Callable[[Any], Tensor]
+
+
+def main_output(output: Any, dims: int = 2) -> Tensor:
+    """The tensor of scores in a model's output: itself, the first of a tuple, or `logits`/`out`/the first of a mapping.
+
+    `dims`: the images' dimensions of space. Of signals, `dims=1`, a map of classes `(N, C, cells)` becomes
+    `(N, C, 1, cells)`, so that it is told from the `(N, boxes, 4)` of a detector of images.
+    """
     if isinstance(output, Tensor):
-        return output.as_subclass(Tensor) if type(output) is not Tensor else output
+        plain = output.as_subclass(Tensor) if type(output) is not Tensor else output
+        return plain.unsqueeze(2) if dims == 1 and plain.ndim == 3 else plain
     if isinstance(output, Mapping):
         key = next((k for k in ("logits", "out") if k in output), next(iter(output), None))
         if key is not None:
-            return main_output(output[key])
+            return main_output(output[key], dims)
     if isinstance(output, (tuple, list)) and output:
-        return main_output(output[0])
+        return main_output(output[0], dims)
     raise TypeError(
         f"The model's output is a {type(output).__name__}, not a tensor; pass target= a callable that takes this "
         "output and returns one score per image."
@@ -104,53 +135,152 @@ def _two_sided(output: Tensor) -> Tensor:
     return torch.cat([-output, output], 1) if output.shape[1] == 1 else output
 
 
-def segment(classes: int | Sequence[int] | Tensor | None = None, mask: Any = None) -> Callable[[Any], Tensor]:
+def _listed(classes: Any) -> Any:
+    "Classes as a list, or the one for all."
+    if hasattr(classes, "tolist"):
+        classes = classes.tolist()
+    return list(classes) if isinstance(classes, (list, tuple)) else classes
+
+
+def _words(classes: Any) -> str:
+    listed = _listed(classes)
+    return str(listed[0] if isinstance(listed, list) and len(listed) == 1 else listed)
+
+
+def _named(classes: Any, index: Callable[[Any], Any]) -> Any:
+    listed = _listed(classes)
+    if listed is None:
+        return None
+    return [index(c) for c in listed] if isinstance(listed, list) else index(listed)
+
+
+def _of_images(classes: Any, part: slice, n: int) -> Any:
+    listed = _listed(classes)
+    if not isinstance(listed, list):
+        return classes
+    if len(listed) != n:
+        raise ValueError(
+            f"There are classes for {len(listed)} images, but {n} images: give one class, or one per image."
+        )
+    return classes[part]
+
+
+def _one_each(classes: Any, output: Tensor, says: str) -> Tensor:
+    each = class_targets(classes, output)
+    if each.ndim != 1:
+        raise ValueError(f"{says}() takes one class, or one per image, got classes of shape {tuple(each.shape)}.")
+    return each
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """The target that `segment` makes: output -> (N,) scores.
+
+    `classes` and `mask` as there; `part`: which of a mask's images the output is of.
+    """
+
+    classes: Any = None
+    mask: Tensor | None = None
+    part: slice | None = None
+
+    @property
+    def __name__(self) -> str:
+        given = [] if self.classes is None else [_words(self.classes)]
+        return f"segment({', '.join(given + ['mask'] * (self.mask is not None))})"
+
+    def __call__(self, output: Any) -> Tensor:
+        logits, where, each = self._read(output)
+        return (logits.float() * where).flatten(2).sum(2).gather(1, each[:, None])[:, 0]
+
+    def settled(self, output: Any) -> Segment:
+        "The same classes over the same regions, whatever the output."
+        logits, where, each = self._read(output)
+        mine = where.expand(logits.shape)[torch.arange(len(logits)), each]
+        return Segment(each, mine.reshape(len(logits), *main_output(output).shape[2:]))
+
+    def images(self, part: slice, n: int) -> Segment:
+        "The target of some of `n` images. Raises `ValueError` where it has classes for another number."
+        return replace(self, classes=_of_images(self.classes, part, n), part=part)
+
+    def named(self, index: Callable[[Any], Any]) -> Segment:
+        "With `index(class)` for each class."
+        return replace(self, classes=_named(self.classes, index))
+
+    def _read(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
+        "The scores `(N, C, *space)`, the weights of their cells `(N, 1 or C, *space)`, and the classes `(N,)`."
+        # Who asks for a segment says that there is space, be it that of a signal.
+        logits = _two_sided(main_output(output, dims=1))
+        if logits.ndim < 4:
+            raise ValueError(f"segment() explains an output (N, classes, *space), got {tuple(logits.shape)}.")
+        where = regions(logits) if self.mask is None else self._weights(logits, tuple(main_output(output).shape[2:]))
+        return logits, where, _one_each(predicted(logits) if self.classes is None else self.classes, logits, "segment")
+
+    def _weights(self, logits: Tensor, space: tuple[int, ...]) -> Tensor:
+        n, mask = len(logits), self.mask
+        assert mask is not None
+        rows = mask[None] if tuple(mask.shape) == space else mask
+        if self.part is not None and len(rows) > 1:
+            rows = rows[self.part]
+        if tuple(rows.shape) not in ((n, *space), (1, *space)):
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)}, but the model's output for {n} images has the size {space}: give "
+                f"one mask {space} for all, or one per image {(n, *space)}."
+            )
+        return rows.to(logits.device).float().expand(n, *space).reshape(n, 1, *logits.shape[2:])
+
+
+def segment(classes: Any = None, mask: Any = None) -> Segment:
     """A target for segmentation: a class summed over the region where it is predicted, or over `mask`.
 
-    `classes`: one class, one per image `(N,)`, or `None` for each image's class with the largest region. `mask`:
-    `(*space)` for all images or `(N, *space)`, booleans or weights, of the output's size. The result takes the model's
-    output, `(N, C, *space)`, and gives `(N,)` scores. Raises `ValueError` for a mask of another size, an output
-    without space, and what `class_targets` raises.
+    `classes`: one class, one per image `(N,)`, or `None` for each image's class with the largest region; in a learner
+    also labels. `mask`: `(*space)` for all images or `(N, *space)`, booleans or weights, of the output's size; of a PIL
+    image what is not black. The result takes the model's output, `(N, C, *space)`, and gives `(N,)` scores. Raises
+    `TypeError` for a mask that is none of these, `ValueError` for an empty one, one of another size, an output without
+    space, and what `class_targets` raises.
 
     Vinogradova et al. 2020, Seg-Grad-CAM, https://arxiv.org/abs/2002.11434, eq. 2.
     """
-    weights = None if mask is None else torch.as_tensor(mask)
+    return Segment(classes, None if mask is None else _as_mask(mask))
 
-    def summed(output: Any) -> Tensor:
-        logits = _two_sided(main_output(output))
-        if logits.ndim < 4:
-            raise ValueError(f"segment() explains an output (N, classes, *space), got {tuple(logits.shape)}.")
-        n, space = len(logits), tuple(logits.shape[2:])
-        if weights is None:
-            where = regions(logits)
-        elif tuple(weights.shape) in (space, (n, *space), (1, *space)):
-            where = weights.to(logits.device).float().expand(n, *space)[:, None]
-        else:
-            raise ValueError(
-                f"mask has shape {tuple(weights.shape)}, but the model's output for {n} images has the size {space}: give "
-                f"one mask {space} for all, or one per image {(n, *space)}."
-            )
-        each = class_targets(classes if classes is not None else predicted(logits), logits)
-        if each.ndim != 1:
-            raise ValueError(f"segment() takes one class, or one per image, got classes of shape {tuple(each.shape)}.")
-        return (logits.float() * where).flatten(2).sum(2).gather(1, each[:, None])[:, 0]
 
-    return summed
+def _as_mask(mask: Any) -> Tensor:
+    try:
+        weights = _as_weights(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"mask must be a tensor, an array or an image of the output's size, or one per image, got {mask!r:.80}."
+        ) from error
+    if not weights.any():
+        raise ValueError("mask is empty: there is no cell to sum the class over.")
+    return weights
+
+
+def _as_weights(mask: Any) -> Tensor:
+    if isinstance(mask, (list, tuple)):
+        return torch.stack([_as_weights(one) for one in mask])
+    # An image's levels of grey are no weights.
+    return torch.as_tensor(np.asarray(mask) != 0 if hasattr(mask, "getbbox") else mask).as_subclass(Tensor)
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    "The target that `contrast` makes: output -> (N,) scores."
+    """The target that `contrast` makes: output -> (N,) scores.
+
+    `of`, `against` as there; `like`: the scores whose regions count, in place of the output's own; `dims`: the images'
+    dimensions of space.
+    """
 
     of: Any
     against: Any = None
+    like: Tensor | None = None
+    dims: int = 2
 
     @property
     def __name__(self) -> str:
-        return f"contrast({self.of}, {self.against})"
+        return f"contrast({', '.join(_words(c) for c in (self.of, self.against) if c is not None)})"
 
     def __call__(self, output: Any) -> Tensor:
-        table = class_scores(main_output(output))
+        table = class_scores(main_output(output, self.dims), self.like)
         mine = self._score(table, self.of)
         if self.against is not None:
             return mine - self._score(table, self.against)
@@ -158,19 +288,29 @@ class Contrast:
             raise ValueError("contrast() needs a second class to compare with.")
         return mine - (table.sum(1) - mine) / (table.shape[1] - 1)
 
+    def settled(self, output: Any) -> Contrast:
+        "The same classes over the same regions, whatever the output."
+        return replace(self, like=main_output(output, self.dims).detach())
+
+    def images(self, part: slice, n: int) -> Contrast:
+        "The target of some of `n` images. Raises `ValueError` where it has classes for another number."
+        return replace(self, of=_of_images(self.of, part, n), against=_of_images(self.against, part, n))
+
+    def named(self, index: Callable[[Any], Any]) -> Contrast:
+        "With `index(class)` for each class."
+        return replace(self, of=_named(self.of, index), against=_named(self.against, index))
+
     @staticmethod
     def _score(table: Tensor, classes: Any) -> Tensor:
-        each = class_targets(classes, table)
-        if each.ndim != 1:
-            raise ValueError(f"contrast() takes one class, or one per image, got classes of shape {tuple(each.shape)}.")
-        return table.gather(1, each[:, None])[:, 0]
+        return table.gather(1, _one_each(classes, table, "contrast")[:, None])[:, 0]
 
 
-def contrast(of: int | Sequence[int] | Tensor, against: int | Sequence[int] | Tensor | None = None) -> Contrast:
+def contrast(of: Any, against: Any = None) -> Contrast:
     """A target that asks why one class rather than another: y_of − y_against.
 
-    `of`, `against`: one class, or one per image `(N,)`; `against=None` is the mean of all other classes' scores.
-    What speaks for both classes alike falls out. Raises what `class_targets` raises.
+    `of`, `against`: one class, or one per image `(N,)`, in a learner also labels; `against=None` is the mean of all
+    other classes' scores. What speaks for both classes alike falls out. Raises `TypeError` without `of`, `ValueError`
+    for a class against itself, and what `class_targets` raises.
 
     The question: Prabhushankar et al. 2020, Contrastive Explanations in Neural Networks (which differentiates a loss
     between the two). The difference of logits, and its mean over the others: Wang & Wang 2022, "Why Not Other
@@ -178,6 +318,8 @@ def contrast(of: int | Sequence[int] | Tensor, against: int | Sequence[int] | Te
     """
     if of is None:
         raise TypeError("contrast() needs the class to explain: the predicted one may change with the image.")
+    if against is not None and _words(of) == _words(against):
+        raise ValueError(f"contrast({_words(of)}, {_words(against)}) compares a class with itself: nothing is left.")
     return Contrast(of, against)
 
 
@@ -221,22 +363,47 @@ def _expected(target: object) -> str:
     )
 
 
-def scores(output: Any, target: Target, n: int) -> tuple[list[Tensor], Tensor | None]:
+def scores(output: Any, target: Target, n: int, dims: int = 2) -> tuple[list[Tensor], Tensor | None]:
     """The scores `(n,)` to differentiate, one per class asked for, and the classes (`None` for a callable).
 
-    Raises what `class_targets` raises, and `ValueError` where a callable's scores are not one per image.
+    `dims`: the images' dimensions of space. Raises what `class_targets` raises, and `ValueError` where a callable's
+    scores are not one per image.
     """
     if callable(target):
-        score = target(output)
+        score = (replace(target, dims=dims) if isinstance(target, Contrast) else target)(output)
         if not isinstance(score, Tensor) or score.shape not in ((n,), (n, 1)):
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise ValueError(f"The target callable must return one score per image, shape ({n},), got {got}.")
         return [score.reshape(n)], None
-    if isinstance(target, Decided):
+    if isinstance(target, Settled):
+        table, classes = target.table(output), target.classes
+    elif isinstance(target, Decided):
         table = target.read(output)
         classes = class_targets(target.pick(table.detach()), table)
     else:
-        logits = main_output(output)
+        logits = main_output(output, dims)
         table, classes = class_scores(logits), class_targets(target, logits)
     each = classes if classes.ndim == 2 else classes[:, None]
     return [table.gather(1, each[:, k : k + 1])[:, 0] for k in range(each.shape[1])], classes
+
+
+def settled(target: Target, output: Any, classes: Tensor | None, dims: int = 2) -> Target:
+    """`target` with the classes and regions that it has for `output`, for changed copies of the same images.
+
+    `classes`: those that `scores` gave for it. A callable without a method `settled(output)` is left as it is.
+    """
+    if isinstance(target, Settled):
+        return target
+    if classes is None:
+        settle = getattr(replace(target, dims=dims) if isinstance(target, Contrast) else target, "settled", None)
+        if not callable(settle):
+            return target
+        once = settle(output)
+        # Without the method, so that no copy is taken for the image as it is.
+        return lambda output: once(output)
+
+    def read(output: Any, like: Tensor) -> Tensor:
+        return class_scores(main_output(output, dims), like)
+
+    like = main_output(output, dims).detach()
+    return Settled(target.read if isinstance(target, Decided) else read, like, classes)

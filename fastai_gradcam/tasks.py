@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .data import as_list, class_index, vocabulary
 from .suggest import one_of
-from .targets import Decided, class_scores, main_output, predicted, regions
+from .targets import Contrast, Decided, Segment, class_scores, main_output, predicted, regions
 
 __all__ = ["Answer", "Task", "task_of"]
 
@@ -59,6 +59,8 @@ class Task:
         lists (a row for each image), or a callable. Raises `ValueError` or `TypeError` for a label or index that does
         not exist, with the nearest, and for a number of rows that is not `n`.
         """
+        if isinstance(wanted, (Contrast, Segment)):
+            return wanted.named(lambda target: class_index(target, self._names)).images(part, n)
         if callable(wanted) or (wanted is None and self.kind == CATEGORY):
             return wanted
         if wanted is None:
@@ -70,6 +72,14 @@ class Task:
             sides = _each(_side, rows)
             return Decided(self._scores, lambda scores: _each(lambda side: _column(side, scores.shape[1] // 2), sides))
         return _each(lambda target: class_index(target, self._names), rows)
+
+    def in_words(self, wanted: Any, i: int, n: int) -> str | None:
+        "What a callable target explains of image `i` of `n`, `None` where it does not say."
+        if isinstance(wanted, (Contrast, Segment)):
+            wanted = wanted.named(lambda target: self._named(class_index(target, self._names)))
+            wanted = wanted.images(slice(i, i + 1), n)
+        name = getattr(wanted, "__name__", None)
+        return None if name == "<lambda>" else name
 
     def true(self, y: Tensor | None) -> Any:
         "Each image's own answer, in the engine's terms. Raises `ValueError` where `y` has none."
@@ -100,13 +110,13 @@ class Task:
             return None
         return Decided(self._scores, lambda scores: scores.argmax(1)) if self.kind == LABELS else self.true(None)
 
-    def _scores(self, output: Any) -> Tensor:
-        "`(N, C)`; of a regression with n outputs `(N, 2n)`: the outputs, then their negatives."
+    def _scores(self, output: Any, like: Tensor | None = None) -> Tensor:
+        "`(N, C)`, regions as in `like`; of a regression with n outputs `(N, 2n)`: the outputs, then their negatives."
         output = main_output(output)
         if self.kind == REGRESSION and output.ndim in (1, 2) and output.numel():
             output = output.reshape(len(output), -1)
             return torch.cat([output, -output], 1)
-        return class_scores(output)
+        return class_scores(output, like)
 
     def _default(self, scores: Tensor) -> Tensor:
         if self.kind == REGRESSION:

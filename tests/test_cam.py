@@ -643,3 +643,17 @@ def test_a_reshape_says_where_space_is(tiny_net):
     expected = gradcam(tiny_net, x, layer="2", target=1).maps[0]
     turned = gradcam(tiny_net, x, layer="2", target=1, reshape=lambda t: t.transpose(2, 3)).maps[0]
     assert torch.allclose(turned, expected.transpose(1, 2), atol=1e-6)
+
+
+def test_a_model_that_is_no_module_and_a_reshape_that_is_no_callable_are_named(tiny_net, x):
+    with pytest.raises(TypeError, match=r"model must be an nn.Module, .*got function"):
+        gradcam(lambda x: x, x)
+    with pytest.raises(TypeError, match=r"reshape must be a callable .*got 'nchw'"):
+        gradcam(tiny_net, x, layer="2", reshape="nchw")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float64, torch.bfloat16])
+def test_a_method_may_return_any_type_of_numbers_and_the_map_is_float32(tiny_net, x, dtype):
+    made = gradcam(tiny_net, x, layer="2", method=lambda A, G: (A.sum(1) > 0).to(dtype))
+    assert made.maps[0].dtype == torch.float32 and set(made.maps[0].unique().tolist()) == {0, 1}
+    assert made.negative_share[0].eq(0).all()

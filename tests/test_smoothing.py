@@ -11,7 +11,7 @@ from torch import nn
 from fastai_gradcam.cam import CAMs, gradcam
 from fastai_gradcam.methods import augmented, eigen, fuse, methods, register, resolve_method, smoothed
 from fastai_gradcam.smoothing import noisy_copies, views
-from fastai_gradcam.targets import contrast
+from fastai_gradcam.targets import contrast, regions, segment
 
 
 class SmallNet(nn.Module):
@@ -364,3 +364,121 @@ def test_maps_that_do_not_belong_together_do_not_fuse():
         fuse([])
     with pytest.raises(ValueError, match=r"same images and classes.*\(2, 4, 4\), \(3, 2, 2\)"):
         fuse([torch.rand(2, 4, 4), torch.rand(3, 2, 2)])
+
+
+# Places in an output with space
+
+
+def _segmenter():
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 1))
+    return net.eval(), torch.randn(3, 2, 8, 12)
+
+
+def _mirror_of(net, x, masks, name, factor):
+    "The signed map of the mirror image under the mirrored masks, turned back; all by hand."
+    target = segment(1, masks.flip(2))
+    how = replace(resolve_method(name), relu=False)
+    return gradcam(net, x.flip(3) * factor, layer="1", target=target, method=how).maps[0].flip(2)
+
+
+@pytest.mark.parametrize("name", ["gradcam", "hirescam", "ablationcam"])
+@pytest.mark.parametrize("own", [False, True], ids=["segment", "a callable"])
+def test_the_mask_of_a_segment_is_mirrored_with_the_image(name, own):
+    net, x = _segmenter()
+    masks = torch.zeros(3, 8, 12)
+    for i in range(3):
+        masks[i, 2:5, i : i + 3] = 1
+    total = 0
+    for factor in (0.9, 1, 1.1):
+        how = replace(resolve_method(name), relu=False)
+        total = total + gradcam(net, x * factor, layer="1", target=segment(1, masks), method=how).maps[0]
+        total = total + _mirror_of(net, x, masks, name, factor)
+    target = (lambda o: (o[:, 1] * masks).sum((1, 2))) if own else segment(1, masks)
+    how = replace(resolve_method(f"{name}+aug"), relu=False)
+    made = gradcam(net, x, layer="1", target=target, method=how).maps[0]
+    _near(made, total / 6)
+    if name == "hirescam":
+        assert made[masks == 0].eq(0).all(), "nothing outside of the mask"
+
+
+def test_a_mask_over_a_volume_or_a_coarser_output_is_mirrored_and_a_detectors_boxes_are_not():
+    class Coarse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.AvgPool2d(2)
+
+        def forward(self, x):
+            y = self.body(x).tanh()
+            return {"out": self.head(y), "boxes": y.mean((2, 3))[..., None] * torch.arange(4)}
+
+    net, x = Coarse().eval(), torch.randn(1, 2, 8, 12)
+    mask = torch.zeros(4, 6)
+    mask[:, :2] = 1
+    made = gradcam(net, x, layer="body", target=segment(1, mask), method="hirescam+aug").maps[0]
+    assert made[:, :, 4:].eq(0).all() and made[:, :, :4].max() > 0
+    seen = []
+    gradcam(net, x, layer="body", target=lambda o: seen.append(o["boxes"]) or o["boxes"][:, 0, 1], method="gradcam+aug")
+    assert len(seen) == 6 and all(b[0, :, 3].equal(b[0, :, 1] * 3) for b in seen)
+    volume = nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv3d(3, 2, 1)).eval()
+    mask = torch.zeros(2, 4, 4, 6)
+    mask[..., 0] = 1
+    made = gradcam(volume, torch.randn(2, 1, 4, 4, 6), layer="1", target=segment([0, 1], mask), method="hirescam+aug")
+    assert made.maps[0][mask == 0].eq(0).all() and made.maps[0].max() > 0
+
+
+@pytest.mark.parametrize(
+    "method", ["gradcam+noise", "hirescam+aug", "scorecam", "ablationcam", "ablationcam+noise+aug"]
+)
+@pytest.mark.parametrize("target", [1, None, [0, 1, 2]], ids=str)
+def test_a_class_of_a_segmentation_and_its_segment_are_one_question_of_changed_copies_too(target, method):
+    net, x = _segmenter()
+    how = replace(resolve_method(method), relu=False)
+    as_class = gradcam(net, x, layer="1", target=target, method=how).maps[0]
+    _near(gradcam(net, x, layer="1", target=segment(target), method=how).maps[0], as_class)
+    # by hand: the regions of the image as it is
+    won = net(x).argmax(1)
+    largest = torch.stack([won.eq(c).sum((1, 2)) for c in range(3)], 1).argmax(1)
+    each = largest if target is None else torch.as_tensor(target).expand(3)
+    masks = (won == each[:, None, None]).float()
+    assert masks.sum((1, 2)).min() > 0
+    by_hand = gradcam(net, x, layer="1", target=lambda o: (o[torch.arange(3), each] * masks).sum((1, 2)), method=how)
+    _near(by_hand.maps[0], as_class)
+
+
+@pytest.mark.parametrize("method", ["gradcam+noise", "hirescam+aug", "ablationcam"])
+def test_a_contrast_on_a_segmentation_keeps_the_regions_of_the_image_as_it_is(method):
+    net, x = _segmenter()
+    how = replace(resolve_method(method), relu=False)
+    where = regions(net(x))
+
+    def by_hand(o):
+        table = (o * where).sum((2, 3))
+        return table[:, 1] - table[:, 2]
+
+    made = gradcam(net, x, layer="1", target=contrast(1, 2), method=how).maps[0]
+    _near(made, gradcam(net, x, layer="1", target=by_hand, method=how).maps[0])
+
+
+def test_a_callable_of_ones_own_may_settle_what_it_decides():
+    class Largest:
+        "The class with the largest sum, decided by the image as it is."
+
+        def __init__(self, classes=None):
+            self.classes = classes
+
+        def __call__(self, output):
+            classes = output.argmax(1) if self.classes is None else self.classes
+            return output.gather(1, classes[:, None])[:, 0]
+
+        def settled(self, output):
+            assert not output.requires_grad
+            return Largest(output.argmax(1))
+
+    torch.manual_seed(0)
+    net, x = SmallNet().eval(), torch.randn(6, 2, 8, 9)
+    noisy = torch.stack([net(copy_).argmax(1) for copy_ in noisy_copies(x, 1.0, 8)])
+    assert (noisy != net(x).argmax(1)).any(), "some copy is taken for another class"
+    for how in (smoothed("gradcam", 1.0), smoothed("ablationcam", 1.0), "gradcam+aug", "scorecam"):
+        made = gradcam(net, x, layer="body", target=Largest(), method=how).maps[0]
+        _near(made, gradcam(net, x, layer="body", method=how).maps[0])

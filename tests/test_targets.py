@@ -1,6 +1,7 @@
 """Which score is explained: classes in every form, callables, outputs of every form, and what is said of bad ones."""
 
 from collections import OrderedDict, namedtuple
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from fastai_gradcam.cam import gradcam
-from fastai_gradcam.targets import class_targets, main_output, scores, segment
+from fastai_gradcam.methods import resolve_method
+from fastai_gradcam.targets import class_targets, contrast, main_output, scores, segment
 
 
 class Says(nn.Module):
@@ -180,6 +182,65 @@ def test_segment_on_an_output_without_space_says_so(tiny_net, x):
         gradcam(tiny_net, x, target=segment(1))
     with pytest.raises(ValueError, match="target 7 is out of range"):
         gradcam(nn.Conv2d(3, 3, 1), x, target=segment(7))
+
+
+def test_a_mask_may_be_an_image_or_a_list(segmenter, x):
+    from PIL import Image
+
+    half = torch.zeros(8, 8)
+    half[:4] = 1
+    expected = gradcam(segmenter, x, layer="1", target=segment(1, half), method="hirescam").maps[0]
+    image = Image.fromarray((half.numpy() * 255).astype(np.uint8))
+    for mask in (image, image.convert("1"), [half] * 4, [image] * 4, half.tolist(), half.numpy()):
+        made = gradcam(segmenter, x, layer="1", target=segment(1, mask), method="hirescam").maps[0]
+        assert torch.equal(made, expected) and made.max() > 0
+
+
+@pytest.mark.parametrize("mask", ["mask.png", object(), [[1], [1, 2]], ["a.png", "b.png"]], ids=str)
+def test_a_mask_of_another_kind_is_quoted(mask):
+    with pytest.raises(TypeError, match=r"mask must be a tensor, an array or an image of the output's size"):
+        segment(1, mask)
+
+
+def test_a_mask_without_a_cell_and_a_class_against_itself_are_told_so():
+    with pytest.raises(ValueError, match="mask is empty: there is no cell to sum"):
+        segment(1, torch.zeros(8, 8))
+    for of, against in ((1, 1), ("a", "a"), (torch.tensor([0, 2]), [0, 2]), (np.int64(3), 3)):
+        with pytest.raises(ValueError, match="compares a class with itself"):
+            contrast(of, against)
+    assert contrast([0, 1], [1, 1]).__name__ == "contrast([0, 1], [1, 1])"
+
+
+# Signals
+
+
+@pytest.fixture
+def signal_segmenter():
+    return nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 3, 1))
+
+
+@pytest.mark.parametrize("method", ["hirescam", "ablationcam", "gradcam+noise", "hirescam+aug"])
+def test_a_segmentation_of_signals_is_that_of_images_one_cell_high(signal_segmenter, method):
+    x = torch.randn(3, 2, 12)
+    flat = nn.Sequential(nn.Conv2d(2, 4, (1, 3), padding=(0, 1)), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    with torch.no_grad():
+        for a, b in ((0, 0), (2, 2)):
+            flat[a].weight.copy_(signal_segmenter[b].weight.unsqueeze(2))
+            flat[a].bias.copy_(signal_segmenter[b].bias)
+    mask = torch.rand(3, 12)
+    pairs = [(t, t) for t in (None, 1, [0, 1, 2], [[0, 1]] * 3, contrast(0, 2), segment(2), segment())]
+    for target, same in [
+        *pairs,
+        (segment(1, mask), segment(1, mask[:, None])),
+        (segment(1, mask[0]), segment(1, mask[:1])),
+    ]:
+        signed = replace(resolve_method(method), relu=False)
+        made = gradcam(signal_segmenter, x, layer="1", target=target, method=signed)
+        expected = gradcam(flat, x.unsqueeze(2), layer="1", target=same, method=signed)
+        assert torch.allclose(made.maps[0], expected.maps[0].squeeze(-2), atol=1e-5) and made.maps[0].abs().max() > 0
+        assert (made.target is None) == (expected.target is None)
+        assert made.target is None or torch.equal(made.target, expected.target)
+    assert made.output.shape == (3, 3, 12)
 
 
 def test_an_output_of_one_cell_is_a_classifiers(tiny_net, x):

@@ -27,6 +27,7 @@ from torch import nn
 
 from fastai_gradcam import CAM, GradCAMCallback, gradcam
 from fastai_gradcam.learner import CAMList
+from fastai_gradcam.targets import contrast, segment
 from fastai_gradcam.tasks import task_of
 
 _labels = {"red": ["stop", "warm"], "green": ["go"], "blue": []}
@@ -255,6 +256,58 @@ def test_rows_that_do_not_fit_are_quoted(colours, photos, target, says):
         colours.fit(1)
 
 
+# Contrasts and segments of labels
+
+
+def test_a_contrast_may_be_of_labels_and_is_named(colours, photos):
+    made = colours.gradcam(photos[:2], target=contrast("red", "blue"), layer="0.2")
+    x = _logits(colours, photos[:2])[1]
+    expected = gradcam(colours.model, x, target=contrast(2, 0), layer="0.2").maps[0]
+    assert all(torch.allclose(cam.map, m, atol=1e-6) for cam, m in zip(made, expected, strict=True))
+    assert [c.label for c in made] == ["contrast(red, blue)"] * 2 and made[0].title() == "contrast(red, blue)"
+    assert colours.show_gradcam(max_n=1, target=contrast("green"))[0].label == "contrast(green)"
+    with pytest.raises(ValueError, match=r"no class 'rde'\. Did you mean 'red'"):
+        colours.gradcam(photos[0], target=contrast("rde", "blue"))
+    with pytest.raises(ValueError, match="target 3 is out of range"):
+        colours.gradcam(photos[0], target=contrast("red", 3))
+
+
+def test_a_contrast_may_be_another_for_each_image_over_several_batches(colours, photos):
+    items, of, against = (
+        [photos[i % 6] for i in range(40)],
+        [i % 3 for i in range(40)],
+        [(i + 1) % 3 for i in range(40)],
+    )
+    made = colours.gradcam(items, target=contrast(of, torch.tensor(against)))
+    names = colours.dls.vocab
+    assert [c.label for c in made] == [f"contrast({names[a]}, {names[b]})" for a, b in zip(of, against, strict=True)]
+    for i in (0, 35):
+        alone = colours.gradcam(items[i], target=contrast(of[i], against[i])).map
+        assert torch.allclose(made[i].map, alone, atol=1e-6)
+    with pytest.raises(ValueError, match="classes for 2 images, but 3 images"):
+        colours.gradcam(photos[:3], target=contrast(["red", "green"], "blue"))
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (contrast("red", "blue"), ["contrast(red, blue)"] * 3),
+        (contrast(["red", "green", 1], 0), ["contrast(red, blue)"] + ["contrast(green, blue)"] * 2),
+        (lambda output: output[:, 0], [""] * 3),
+    ],
+)
+def test_a_run_says_which_contrast_it_explains(colours, target, words):
+    run = _fit(colours, n=3, target=target)
+    assert run.history["target"].tolist() == words * 2 and run.history["prob"].isna().all()
+    assert run.grid(1).size and (run.path / "report.html").exists()
+
+
+def test_a_run_refuses_a_contrast_for_another_number_of_images(colours):
+    colours.add_cb(GradCAMCallback(n=3, target=contrast(["red", "green"], "blue"), show=False))
+    with colours.no_bar(), colours.no_logging(), pytest.raises(ValueError, match="classes for 2 images, but 3 images"):
+        colours.fit(1)
+
+
 # One logit
 
 
@@ -399,6 +452,19 @@ def test_a_run_of_a_segmentation_explains_the_largest_region_or_a_class(segmenta
             assert row["target"] == row["pred"]
         assert 0 < row["prob"] <= 1 and row["loss"] > 0
     assert len(history) == 12 * (2 if isinstance(target, list) else 1)
+
+
+def test_a_segment_may_be_of_a_label_with_masks_over_several_batches(segmentation, photos):
+    masks = torch.zeros(6, 32, 32)
+    for i in range(6):
+        masks[i, i : i + 8] = 1
+    files = [*photos, *photos] * 3
+    made = segmentation.gradcam(files, target=segment("fish", masks.repeat(6, 1, 1)), layer="layers.3.0")
+    assert made[0].label == "segment(fish, mask)" and len(made) == 36
+    for i in (1, 34):
+        alone = segmentation.gradcam(files[i], target=segment(1, masks[i % 6]), layer="layers.3.0")
+        assert torch.allclose(made[i].map, alone.map, atol=1e-4) and alone.map.max() > 0
+    assert not torch.allclose(made[1].map, made[2].map, atol=1e-3)
 
 
 def test_a_unet_learner_works_out_of_the_box(image_folder, tmp_path, photo):
