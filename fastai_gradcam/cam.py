@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from .forward import channel_weights, map_tensors
 from .guard import evaluating
 from .hooks import Restart
-from .layers import Layer, Reshape, default_layer, named_layers, spatial, unwrap
+from .layers import Layer, Reshape, default_layer, named_layers, space_of, unwrap
 from .methods import Method, resolve_method
 from .smoothing import as_it_is, noisy_copies, of_view, views
-from .targets import Target, scores, settled
+from .targets import Decided, Target, class_scores, main_output, scores, settled
 
 __all__ = ["CAMs", "gradcam"]
 
@@ -85,15 +85,14 @@ def gradcam(
     net = unwrap(model)
     with torch.inference_mode(False), evaluating(net):
         x = _as_batch(x)
-        if layer is None:
-            # Two images tell for any class; a callable may hold something for each image of the whole batch.
-            few, of = (x, target) if callable(target) else (x[:2], None)
-            chosen = [
-                default_layer(net, few, net, lambda output: _sum(scores(output, of, len(few), x.ndim - 2)[0]), of)
-            ]
-        else:
-            chosen = named_layers(net, layer)
-        output, classes, signed = _signed_maps(net, x, chosen, target, how, reshape)
+        chosen = _default(net, x, target, reshape) if layer is None else named_layers(net, layer)
+
+        def another(classes: Tensor) -> Chosen:
+            return _default(net, x, target, reshape, tuple(sorted(set(classes.flatten().tolist()))))
+
+        output, classes, chosen, signed = _signed_maps(
+            net, x, chosen, target, how, reshape, None if layer is not None or callable(target) else another
+        )
     several = classes is not None and classes.ndim == 2
     made = [torch.stack(each, 1) if several else each[0] for each in signed]
     negative = [_negative_share(m, 2 if several else 1) for m in made]
@@ -109,23 +108,68 @@ def _as_batch(x: Tensor) -> Tensor:
     return x.detach().as_subclass(Tensor).clone()
 
 
+def _default(
+    net: nn.Module, x: Tensor, target: Target, reshape: Reshape | None, classes: tuple[int, ...] = ()
+) -> Chosen:
+    "The default layer of `classes`, of all classes, or of a callable."
+    if callable(target):
+        # It may hold something for each image of the whole batch.
+        return [
+            default_layer(
+                net, x, net, lambda output: _sum(scores(output, target, len(x), x.ndim - 2)[0]), target, reshape
+            )
+        ]
+
+    def score(output: Any) -> Tensor:
+        table = target.read(output) if isinstance(target, Decided) else class_scores(main_output(output, x.ndim - 2))
+        table = table[:, list(classes)] if classes else table
+        # Each class counts differently: their plain sum may be the same for every image (a softmax).
+        weights = torch.rand(table.shape[1], generator=torch.Generator().manual_seed(0)) + 0.5
+        return (table * weights.to(table)).sum()
+
+    # Two images tell.
+    return [default_layer(net, x[:2], net, score, classes or None, reshape)]
+
+
 def _sum(each: list[Tensor]) -> Tensor:
     return torch.stack([s.sum() for s in each]).sum()
 
 
 def _signed_maps(
-    net: nn.Module, x: Tensor, chosen: Chosen, target: Target, how: Method, reshape: Reshape | None
-) -> tuple[Any, Tensor | None, list[list[Tensor]]]:
-    "The output, the classes explained, and for each layer the maps `(N, *space)` of each score, before the ReLU."
+    net: nn.Module,
+    x: Tensor,
+    chosen: Chosen,
+    target: Target,
+    how: Method,
+    reshape: Reshape | None,
+    another: Callable[[Tensor], Chosen] | None,
+) -> tuple[Any, Tensor | None, Chosen, list[list[Tensor]]]:
+    """The output, the classes explained, the layers, and each layer's maps `(N, *space)` per score, before the ReLU.
+
+    `another(classes)`: the layers to take where a score has no gradient at those chosen: classes may have branches of
+    their own.
+    """
 
     def space(name: str, raw: Tensor) -> Reshape:
-        to_space = spatial(raw, x.shape, reshape)
+        to_space = space_of(net, name, raw, x, reshape)
         if to_space is None:
             raise ValueError(
                 f"The output of layer {name!r} has shape {tuple(raw.shape)} for an input {tuple(x.shape)}: it has no "
                 "space to map. Choose an earlier layer, or say with reshape= how it maps to (N, C, *space)."
             )
         return to_space
+
+    def where_all_arrive() -> Look | None:
+        "The look at the chosen layers, which may become others; `None` where it is still to be made."
+        nonlocal chosen
+        if another is None:
+            return None
+        seen: Look | None = _gradients(net, x, chosen, target, space, needed=False)
+        _, classes, _, evidence = seen
+        arrive = all(bool(G.any()) for Gs in evidence for G in Gs)
+        if not arrive and (others := another(classes)) != chosen:
+            chosen, seen = others, None
+        return None if how.weigh else seen
 
     def look(x: Tensor, target: Target) -> Look:
         if how.weigh:
@@ -135,11 +179,13 @@ def _signed_maps(
 
     output: Any = None
     views_signed: list[list[list[Tensor]]] = []
+    first = where_all_arrive()
     changed = list(views(x)) if how.augment else [(x, as_it_is)]
     for view, back in changed:
         asked = of_view(target, back, x.shape[2:])
-        seen, classes, activations, evidence = look(view, asked)
+        seen, classes, activations, evidence = first or look(view, asked)
         if not views_signed:
+            first = None
             output = map_tensors(Tensor.detach, seen)
             # Changed copies may be taken for another class: they are asked about that of the image as it is.
             target = asked = settled(target, output, classes, x.ndim - 2)
@@ -156,11 +202,14 @@ def _signed_maps(
             [torch.stack(same).mean(0) for same in zip(*layer, strict=True)]
             for layer in zip(*views_signed, strict=True)
         ]
-    return output, classes, signed
+    return output, classes, chosen, signed
 
 
-def _gradients(net: nn.Module, x: Tensor, chosen: Chosen, target: Target, space: Space) -> Look:
-    "The output, the classes explained, each layer's activations, and its gradients per score, `(N, C, *space)`."
+def _gradients(net: nn.Module, x: Tensor, chosen: Chosen, target: Target, space: Space, needed: bool = True) -> Look:
+    """The output, the classes explained, each layer's activations, and its gradients per score, `(N, C, *space)`.
+
+    `needed`: whether a layer that a score does not depend on is an error, or has a gradient of zero.
+    """
     modules = [module for _, module in chosen]
     # A network that turns gradients off by itself (a body under `no_grad`), or whose fast path skips its modules,
     # hides the layer from the first try; the second runs with gradients on throughout.
@@ -188,8 +237,10 @@ def _gradients(net: nn.Module, x: Tensor, chosen: Chosen, target: Target, space:
             else [None] * len(chosen)
         )
         arrived = []
-        for (name, _), g in zip(chosen, grads, strict=True):
-            if g is None:
+        for (name, _), g, t in zip(chosen, grads, outputs, strict=True):
+            if g is None and not needed:
+                g = torch.zeros_like(t)
+            elif g is None:
                 raise ValueError(
                     f"The score does not depend on layer {name!r}: no gradient arrives there. Choose a layer that the "
                     "score is computed from."

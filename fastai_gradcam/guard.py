@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 __all__ = ["evaluating", "unchanged"]
 
@@ -82,8 +83,32 @@ def _autocast_as_it_is(kind: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    "`unchanged(model)`, with every module in evaluation mode inside the block."
-    with unchanged(model):
+    """`unchanged(model)`, with every module in evaluation mode inside the block.
+
+    Checkpoints of `torch.utils.checkpoint` run as plain calls: reentrant ones hide their modules from autograd.
+    """
+    with unchanged(model), _no_checkpoints():
         for module in model.modules():
             module.training = False
         yield
+
+
+class _Plainly:
+    "Stands for `CheckpointFunction`: calls the function, and keeps what it computes on the way."
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+@contextmanager
+def _no_checkpoints() -> Iterator[None]:
+    before = getattr(checkpoint, "CheckpointFunction", None)
+    if before is None:
+        yield
+        return
+    checkpoint.CheckpointFunction = _Plainly
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = before

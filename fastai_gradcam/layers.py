@@ -1,25 +1,24 @@
-"""Which module is explained, and how its output maps to space (NCHW, NHWC, tokens, any number of dimensions)."""
+"""Which module is explained: the one that is named, or the last whose output has space and takes part in the score."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from itertools import product
+from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .hooks import first_tensor
+from .space import LOCAL, Reading, Reshape, best_answer, beyond_doubt, even, local_answers, readings_of, spatial
 from .suggest import one_of
 
-__all__ = ["Layer", "default_layer", "named_layers", "spatial", "unwrap"]
+__all__ = ["Layer", "Reshape", "default_layer", "named_layers", "space_of", "spatial", "unwrap"]
 
 Layer = None | str | nn.Module | Sequence["str | nn.Module"]
-Reshape = Callable[[Tensor], Tensor]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -68,91 +67,51 @@ def _outermost_first(names: Iterable[str]) -> list[str]:
     return sorted((n for n in names if n), key=lambda n: n.count("."))
 
 
-def spatial(output: Tensor, x_shape: Sequence[int], reshape: Reshape | None = None) -> Reshape | None:
-    """A function that brings a layer's output, or its gradient, to `(N, C, *space)`; `None` where it has no space.
+@dataclass
+class _Memory:
+    "What was found about a model, as long as its modules are these."
 
-    `x_shape`: the input's `(N, C, *space)`, which tells layouts apart: `(N, C, h, w)` from `(N, h, w, C)` by which
-    pair has the input's aspect ratio; in `(N, tokens, C)` the last h·w tokens are the grid with the input's aspect
-    ratio, and those before it (class, distillation, registers) are dropped. A caller's `reshape` overrides.
-    Raises `ValueError` where `reshape` returns another batch or no space.
-    """
-    n, size = x_shape[0], x_shape[2:]
-    if reshape is not None:
-        shaped = reshape(output)
-        if not isinstance(shaped, Tensor) or shaped.ndim < 3 or len(shaped) != n:
-            got = tuple(shaped.shape) if isinstance(shaped, Tensor) else type(shaped).__name__
-            raise ValueError(
-                f"reshape must return (N, C, *space) with N = {n}, got {got} from a layer's output {tuple(output.shape)}."
-            )
-        return reshape
-    if output.ndim < 3 or len(output) != n:
-        return None
-    if output.ndim == len(x_shape):
-        return _dense(output.shape, size)
-    if output.ndim == 3:
-        return _tokens(output.shape, size)
-    return None
+    modules: list[tuple[str, Any]]
+    layers: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict]] = field(default_factory=WeakKeyDictionary)
+    readings: dict[Any, Reading] = field(default_factory=dict)
 
 
-def _dense(shape: Sequence[int], size: Sequence[int]) -> Reshape | None:
-    if math.prod(shape[2:]) <= 1:
-        # Pooled: in one dimension `(N, C, 1)` would pass for C cells of one channel.
-        return None
-    channels_first, channels_last = _misfit(shape[2:], size), _misfit(shape[1:-1], size)
-    if channels_first <= min(channels_last, _LOOSE):
-        return lambda t: t
-    return (lambda t: t.movedim(-1, 1)) if channels_last <= _STRICT else None
+_memory: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
 
 
-# Strides are the same in all dimensions up to rounding and padding, which weigh most on the smallest maps. Channels
-# first is what convolutions give, so it is believed more easily than channels last.
-_LOOSE, _STRICT = math.log(4), math.log(1.5)
+def _remembered(model: nn.Module) -> _Memory:
+    modules = [(name, ref(module)) for name, module in model.named_modules()]
+    memory = _memory.get(model)
+    if memory is None or memory.modules != modules:
+        memory = _memory[model] = _Memory(modules)
+    return memory
 
 
-def _misfit(space: Sequence[int], size: Sequence[int]) -> float:
-    "Log of the ratio between the strides from input to `space`; infinite for one cell, or more cells than pixels."
-    if math.prod(space) <= 1 or any(cells > s for s, cells in zip(size, space, strict=True)):
-        return math.inf
-    strides = [s / cells for s, cells in zip(size, space, strict=True)]
-    return math.log(max(strides) / min(strides))
-
-
-def _tokens(shape: Sequence[int], size: Sequence[int]) -> Reshape | None:
-    if len(size) != 2:
-        return None
-    # Class, distillation and register tokens come first: up to five in the models there are, never sixteen. Grids of
-    # whole square patches are believed before those whose stride does not divide the image.
-    for fits, most in ((_whole, 5), (_rounded, 15)):
-        for extra, rows in product(range(most + 1), range(1, shape[1] + 1)):
-            columns, rest = divmod(shape[1] - extra, rows)
-            if rest == 0 and rows * columns > 1 and fits(rows, columns, size):
-                return partial(_grid_of, extra=extra, grid=(rows, columns))
-    return None
-
-
-def _grid_of(tokens: Tensor, extra: int, grid: tuple[int, int]) -> Tensor:
-    return tokens[:, extra:].transpose(1, 2).unflatten(2, grid)
-
-
-def _whole(rows: int, columns: int, size: Sequence[int]) -> bool:
-    return size[0] % rows == 0 and size[0] // rows * columns == size[1]
-
-
-def _rounded(rows: int, columns: int, size: Sequence[int]) -> bool:
-    # Rows and columns may each lose a part of a patch.
-    patch = size[0] / rows
-    return patch >= 1 and abs(size[1] / patch - columns) < 1
-
-
-_found: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, dict]] = WeakKeyDictionary()
-
-
-def _found_before(model: nn.Module, of: object) -> dict:
+def _names_for(memory: _Memory, *of: object) -> dict:
     try:
-        return _found.setdefault(model, WeakKeyDictionary()).setdefault(of, {})
+        first, second = of
+        return memory.layers.setdefault(first, WeakKeyDictionary()).setdefault(second, {})
     except TypeError:
         # What cannot be hashed or referred to weakly is not remembered.
         return {}
+
+
+def space_of(model: nn.Module, name: str, output: Tensor, x: Tensor, reshape: Reshape | None = None) -> Reshape | None:
+    """`spatial` for the output of `model`'s module `name` for the images `x`; where shapes leave it open, tried out.
+
+    That costs one forward pass of three images without gradients, once per layer and input size.
+    """
+    readings = [] if reshape is not None else readings_of(output.shape, x.shape)
+    found, key = _remembered(model).readings, (name, output.shape[1:], x.shape[1:])
+    # Channels first is what a layer that is named mostly has; where its space fits the image nothing is tried out.
+    if len(readings) == 0 or (
+        key not in found and readings[0] == Reading(False) and even(output.shape[2:], x.shape[2:])
+    ):
+        return spatial(output, x.shape, reshape)
+    if key not in found:
+        answers = local_answers(model, x, {name: readings}).get(name)
+        found[key] = readings[best_answer(answers)] if answers else readings[0]
+    return found[key]
 
 
 def default_layer(
@@ -161,134 +120,233 @@ def default_layer(
     run: Callable[[Tensor], object],
     score: Callable[[object], Tensor],
     of: object = None,
+    reshape: Reshape | None = None,
 ) -> tuple[str, nn.Module]:
-    """The last module of `model` with parameters whose output has space and takes part in the score.
+    """The last module of `model` with parameters whose output has space and takes part in the score, as a whole.
 
     Found once per model and input size, by looking at what flows through on `x` and at where the score's gradient
     arrives: no list of architectures. `run(x)` runs the model, `score(output)` gives one number to differentiate;
-    `of` says which score that is (two heads may end in different layers), `None` any of the classes. The scores of a
-    segmentation are no layer, and neither are keys and values, which only together take part: what they are computed
-    from is. Where modules hand one tensor on unchanged, the innermost is named. Raises `ValueError` if no output has space.
+    `of` says which score that is (two heads may end in different layers), `None` any of the classes. A layer is whole
+    where nothing with space runs beside it: of two branches that only the head brings together, or of keys and values,
+    what both are computed from is. The scores of a segmentation are no layer. Where modules hand one tensor on
+    unchanged, the innermost is named. Raises `ValueError` if no output has space.
     """
-    cache = _found_before(model, model if of is None else of)
-    name = cache.get(x.shape[1:])
-    modules = dict(model.named_modules())
-    if name is None or name not in modules:
+    memory = _remembered(model)
+    key = x.shape[1:], of if isinstance(of, tuple) else None
+    names = _names_for(memory, of if callable(of) else model, model if reshape is None else reshape)
+    name = names.get(key)
+    if name is None:
         try:
-            name = _search(model, x, run, score)
+            found, lasting = _search(model, x, run, score, reshape)
         except _NothingArrives:
             # What depends on what does not depend on the weights' values: ask again with other ones.
             shaken = {k: p.detach() + 0.02 * torch.randn_like(p) for k, p in model.named_parameters()}
             try:
-                name = _search(model, x, lambda x: functional_call(model, shaken, (x,)), score)
+                found, lasting = _search(model, x, lambda x: functional_call(model, shaken, (x,)), score, reshape)
             except _NothingArrives:
                 raise ValueError(
                     f"No gradient of the score arrives at any layer with space of this {type(model).__name__}; name "
                     "the layer with layer=."
                 ) from None
-        cache[x.shape[1:]] = name
-    return name, modules[name]
+        name = found.name
+        # Beside a class's own branch those of the others are always off.
+        if lasting or isinstance(of, tuple):
+            names[key] = name
+        if isinstance(found.to_space, Reading):
+            memory.readings[name, found.tensor.shape[1:], x.shape[1:]] = found.to_space
+    return name, model.get_submodule(name)
 
 
-def _search(model: nn.Module, x: Tensor, run: Callable[[Tensor], object], score: Callable[[object], Tensor]) -> str:
-    flows: list[tuple[str, Tensor, int]] = []
-    taken: dict[str, tuple[Tensor, int]] = {}
+class _NothingArrives(Exception):
+    "The score has no gradient anywhere: a head that starts at zero, say."
 
-    def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, input: Any, output: Any) -> None:
-            tensor, _ = first_tensor(output)
-            if tensor is not None:
-                flows.append((name, tensor, tensor._version))
-                given, _ = first_tensor(input)
-                if given is not None:
-                    taken[name] = (given, given._version)
 
-        return hook
+@dataclass(eq=False)
+class _Flow:
+    "What flowed out of a module. `node` and `given`: the autograd nodes of its output and its input."
 
-    learnable = {name for name, m in model.named_modules() if name and any(True for _ in m.parameters())}
-    handles = [m.register_forward_hook(listen(name)) for name, m in model.named_modules() if name]
-    try:
-        with torch.enable_grad():
-            # The clone is for networks whose first operation is in place, which a leaf does not allow.
-            output = run(x.detach().requires_grad_().clone())
-            total = score(output)
-    finally:
-        for handle in handles:
-            handle.remove()
-    candidates = [(name, t, v, to) for name, t, v in flows if (to := spatial(t, x.shape)) is not None]
-    if not candidates:
+    name: str
+    tensor: Tensor
+    version: int
+    node: Any
+    given: Any
+    narrow: int
+    mixes: bool
+    readings: list[Reshape] = field(default_factory=list)
+    sure: bool = False
+    to_space: Reshape | None = None
+    grad: Tensor | None = None
+
+    @property
+    def reached(self) -> bool:
+        return self.grad is not None and self.to_space is not None and bool(self.to_space(self.grad).any())
+
+
+def _search(
+    model: nn.Module,
+    x: Tensor,
+    run: Callable[[Tensor], object],
+    score: Callable[[object], Tensor],
+    reshape: Reshape | None,
+) -> tuple[_Flow, bool]:
+    "The default layer's flow, and whether it would be the same on other images."
+    output, total, flows = _flows(model, x, run, score)
+    if reshape is None:
+        _read(flows, x)
+    else:
+        _reshaped(flows, x, reshape)
+    flows = [f for f in flows if f.readings]
+    if not flows:
         raise ValueError(
             f"No layer of this {type(model).__name__} has an output with space for an input {tuple(x.shape)}; name one "
             "with layer=, and say how its output maps to (N, C, *space) with reshape=."
         )
-    # Queries, keys and values are several times as wide as the tokens; the place to explain is the tokens.
-    tokens = [t.shape[-1] for _, t, _, _ in candidates if t.ndim < x.ndim]
-    candidates = [c for c in candidates if c[1].ndim == x.ndim or c[1].shape[-1] == tokens[-1]]
-    grads = _gradients(total, [t for _, t, _, _ in candidates])
-    reached = [
-        g is not None and bool(to(g).abs().sum() > 0) for g, (_, _, _, to) in zip(grads, candidates, strict=True)
-    ]
-    if not any(reached):
+    for f, grad in zip(flows, _gradients(total, [f.tensor for f in flows]), strict=True):
+        f.grad, f.to_space = grad, f.readings[0]
+    learnable = {name for name, m in model.named_modules() if any(True for _ in m.parameters())}
+    reached = [f for f in flows if f.reached]
+    _try_out(model, x, reached)
+    best = [f for f in reached if f.reached] or reached
+    best = [f for f in best if f.name in learnable] or best
+    if not best:
         raise _NothingArrives
-    best = [c for c, hit in zip(candidates, reached, strict=True) if hit]
-    best = [c for c in best if c[0] in learnable] or best
-    best = _before_the_scores(best, output, x) or best
-    if best[-1][1].ndim < x.ndim:
-        best = _without_last_branches(best, taken)
-    _, tensor, version, _ = best[-1]
-    return next(name for name, t, v, _ in best if t is tensor and v == version)
+    best = _before_the_scores(best, output, x)
+    best = _up_to_a_whole(best)
+    # Keys and values, or queries too, out of one linear layer: several times as wide as the tokens they are read from.
+    while len(best) > 1 and best[-1].tensor.ndim < x.ndim and best[-1].tensor.shape[-1] in (
+        2 * best[-1].narrow, 3 * best[-1].narrow
+    ):  # fmt: skip
+        best.pop()
+    last = best[-1]
+    behind = flows[flows.index(last) + 1 :]
+    # What lies behind and has a gradient of zero throughout may take part on other images (a ReLU that is off here).
+    lasting = all(f.grad is None or bool(f.grad.any()) for f in behind if f.name in learnable)
+    return next(f for f in best if f.tensor is last.tensor and f.version == last.version), lasting
 
 
-def _before_the_scores(candidates: list, output: object, x: Tensor) -> list:
-    """In a segmentation, `candidates` up to what the map of scores is computed from; elsewhere all of them.
+def _flows(
+    model: nn.Module, x: Tensor, run: Callable[[Tensor], object], score: Callable[[object], Tensor]
+) -> tuple[object, Tensor, list[_Flow]]:
+    "The output, the score, and what every module gave on the way."
+    flows: list[_Flow] = []
+
+    def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, input: Any, output: Any) -> None:
+            tensor, _ = first_tensor(output)
+            if tensor is None:
+                return
+            given, _ = first_tensor(input)
+            node, width = (None, 0) if given is None else (given.grad_fn, given.shape[-1] if given.ndim else 0)
+            mixes = any(p.ndim > 1 for p in module.parameters(recurse=False))
+            flows.append(_Flow(name, tensor, tensor._version, tensor.grad_fn, node, width, mixes))
+
+        return hook
+
+    handles = [m.register_forward_hook(listen(name)) for name, m in model.named_modules() if name]
+    try:
+        with torch.enable_grad():
+            if x.is_floating_point():
+                # The clone is for networks whose first operation is in place, which a leaf does not allow.
+                output = run(x.detach().requires_grad_().clone())
+            else:
+                weights = {k: p.detach().requires_grad_(p.is_floating_point()) for k, p in model.named_parameters()}
+                output = functional_call(model, weights, (x,))
+            total = score(output)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output, total, flows
+
+
+def _read(flows: list[_Flow], x: Tensor) -> None:
+    fewest = math.inf
+    for f in flows:
+        shape = f.tensor.shape
+        f.readings = list(readings_of(shape, x.shape))
+        if not f.readings:
+            continue
+        # Maps that grow again may be none: (N, heads, tokens, channels).
+        cells = math.prod(f.readings[0](f.tensor.detach()).shape[2:])
+        f.sure = beyond_doubt(f.readings, shape, x.shape[2:]) and cells <= fewest
+        if f.sure:
+            fewest = min(fewest, cells)
+
+
+def _reshaped(flows: list[_Flow], x: Tensor, reshape: Reshape) -> None:
+    refused: Exception | None = None
+    for f in flows:
+        try:
+            space = spatial(f.tensor.detach(), x.shape, reshape)(f.tensor.detach()).shape[2:]
+            f.readings, f.sure = [reshape] * (math.prod(space) > 1), True
+        except Exception as error:
+            refused = error
+    if refused is not None and not any(f.readings for f in flows):
+        raise ValueError(f"reshape= fits the output of no layer: {refused}") from refused
+
+
+def _try_out(model: nn.Module, x: Tensor, reached: list[_Flow]) -> None:
+    "Settle how the outputs lie in space where shapes leave it open and it matters: behind the last that is sure."
+    last = max((i for i, f in enumerate(reached) if f.sure), default=-1)
+    if last + 1 == len(reached):
+        return
+    answers = local_answers(model, x, {f.name: f.readings for f in reached if not f.sure})
+    for f in reached:
+        found = answers.get(f.name)
+        if found and not f.sure:
+            best = best_answer(found)
+            f.to_space = f.readings[best] if found[best] > LOCAL else None
+
+
+def _before_the_scores(flows: list[_Flow], output: object, x: Tensor) -> list[_Flow]:
+    """In a segmentation, `flows` up to what the map of scores is computed from; elsewhere all of them.
 
     The map of scores has space and takes part in the score, and explains nothing: it is the score.
     """
     scores, _ = first_tensor(output)
     if scores is None or scores.ndim < 4 or spatial(scores, x.shape) is None:
-        return candidates
-    left = list(candidates)
-    # Two such maps may be added up.
-    while left and left[-1][3](left[-1][1]).shape[1] == scores.shape[1]:
-        left.pop()
-    return left
+        return flows
+    left, gone = list(flows), []
+    # Two such maps may be added up. What a convolution among them reads is no score, whatever its number of channels.
+    while (
+        left
+        and left[-1].to_space(left[-1].tensor).shape[1] == scores.shape[1]
+        and not any(left[-1].node in _upstream(f.given) for f in gone if f.mixes)
+    ):
+        gone.append(left.pop())
+    return left or flows
 
 
-def _without_last_branches(candidates: list, taken: dict[str, tuple[Tensor, int]]) -> list:
-    """`candidates` up to the last that is not one of several parallel readings of one tensor of tokens.
+def _up_to_a_whole(flows: list[_Flow]) -> list[_Flow]:
+    """`flows` up to the last that none runs beside.
 
-    Behind the last attention layer's keys and values nothing brings the two together in space again (the class token
-    alone goes on): neither is the whole, and the tokens that both are read from are.
+    Where each has a neighbour (two trunks), none that is read from the same tensor; all of them where that is so for
+    each.
     """
-    left = list(candidates)
-    while len(left) > 1:
-        name, tensor, _, _ = left[-1]
-        source = taken.get(name)
-        branches = [
-            c
-            for c in left
-            if source is not None
-            and c[1].shape == tensor.shape == source[0].shape[:2] + tensor.shape[2:]
-            and _same(taken.get(c[0]), source)
-            and not _nested(c[0], name)
-        ]
-        if not branches:
-            return left
-        gone = {name, *(c[0] for c in branches)}
-        left = [c for c in left if c[0] not in gone]
-    return left
+    nodes = {f.node for f in flows}
+    upstream: dict[_Flow, set] = {}
+
+    def beside(one: _Flow, other: _Flow) -> bool:
+        for f in (one, other):
+            if f not in upstream:
+                upstream[f] = _upstream(f.node) & nodes
+        return one.node not in upstream[other] and other.node not in upstream[one]
+
+    for near in (False, True):
+        for i in range(len(flows) - 1, -1, -1):
+            if not any(beside(flows[i], f) for f in flows if not near or f.given is flows[i].given is not None):
+                return flows[: i + 1]
+    return flows
 
 
-def _same(one: tuple[Tensor, int] | None, other: tuple[Tensor, int]) -> bool:
-    return one is not None and one[0] is other[0] and one[1] == other[1]
-
-
-def _nested(one: str, other: str) -> bool:
-    return one == other or one.startswith(other + ".") or other.startswith(one + ".")
-
-
-class _NothingArrives(Exception):
-    "The score has no gradient anywhere: a head that starts at zero, say."
+def _upstream(node: Any) -> set:
+    "The nodes of autograd's graph that `node` is computed from, and itself."
+    seen, left = {node}, [node] * (node is not None)
+    while left:
+        for before, _ in left.pop().next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                left.append(before)
+    return seen
 
 
 def _gradients(total: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:

@@ -324,9 +324,8 @@ def test_layouts_are_told_apart_by_the_inputs_shape(shape, x_shape, expected):
         ((2, 12, 197, 197), (2, 3, 64, 64)),
         # no grid has these tokens
         ((2, 23 * 64, 96), (2, 3, 32, 32)),
-        # more dimensions than the input, and tokens of a volume
+        # more dimensions than the input
         ((2, 3, 8, 8, 4), (2, 3, 64, 64)),
-        ((2, 64, 8), (2, 1, 16, 16, 16)),
     ],
 )
 def test_an_output_without_space_has_none(shape, x_shape):

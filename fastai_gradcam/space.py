@@ -1,0 +1,224 @@
+"""How a layer's output lies in space (NCHW, NHWC, tokens, any number of dimensions): by its shape, and by trying out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import first_tensor
+
+__all__ = [
+    "LOCAL",
+    "Reading",
+    "Reshape",
+    "best_answer",
+    "beyond_doubt",
+    "even",
+    "local_answers",
+    "readings_of",
+    "spatial",
+]
+
+Reshape = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a layer's output is brought to `(N, C, *space)`.
+
+    `last`: channels are the last dimension. `grid`: what the one dimension of cells is unfolded to, from its cell `skip`
+    on (class, distillation and register tokens lie before or behind it); `None` where space has dimensions of its own.
+    """
+
+    last: bool
+    skip: int = 0
+    grid: tuple[int, ...] | None = None
+
+    def __call__(self, output: Tensor) -> Tensor:
+        output = output.movedim(-1, 1) if self.last else output
+        if self.grid is None:
+            return output
+        return output[:, :, self.skip : self.skip + math.prod(self.grid)].unflatten(2, self.grid)
+
+
+def spatial(output: Tensor, x_shape: Sequence[int], reshape: Reshape | None = None) -> Reshape | None:
+    """A function that brings a layer's output, or its gradient, to `(N, C, *space)`; `None` where it has no space.
+
+    `x_shape`: the input's `(N, C, *space)`, which tells layouts apart: `(N, C, h, w)` from `(N, h, w, C)` by which
+    pair has the input's aspect ratio, channels first where both may; in `(N, tokens, C)` the last h·w tokens are the grid
+    with the input's aspect ratio, and those before it (class, distillation, registers) are dropped. What shapes leave
+    open is for `space_of` to find out. A caller's `reshape` overrides.
+    Raises `ValueError` where `reshape` returns another batch or no space.
+    """
+    if reshape is None:
+        return next(iter(readings_of(output.shape, x_shape)), None)
+    shaped = reshape(output)
+    if not isinstance(shaped, Tensor) or shaped.ndim < 3 or len(shaped) != x_shape[0]:
+        got = tuple(shaped.shape) if isinstance(shaped, Tensor) else type(shaped).__name__
+        raise ValueError(
+            f"reshape must return (N, C, *space) with N = {x_shape[0]}, got {got} from a layer's output "
+            f"{tuple(output.shape)}."
+        )
+    return reshape
+
+
+def readings_of(shape: Sequence[int], x_shape: Sequence[int]) -> list[Reading]:
+    "The ways in which an output of this shape may lie in space, the likeliest first."
+    size = x_shape[2:]
+    if shape[:1] != x_shape[:1]:
+        return []
+    if len(shape) == len(x_shape):
+        return _dense(shape, size)
+    return _flat(shape, size) if len(shape) == 3 else []
+
+
+def _dense(shape: Sequence[int], size: Sequence[int]) -> list[Reading]:
+    # Pooled: in one dimension `(N, C, 1)` would pass for C cells of one channel.
+    if math.prod(shape[2:]) <= 1:
+        return []
+    spaces = {False: shape[2:], True: shape[1:-1]}
+    able = [last for last, cells in spaces.items() if math.prod(cells) > 1 and all(map(_le, cells, size))]
+    # Channels first is what convolutions give: with strides that may be equal it is believed before channels last.
+    return [Reading(k) for k in sorted(able, key=lambda k: 0 if even(spaces[k], size) else _misfit(spaces[k], size))]
+
+
+def _le(cells: int, pixels: int) -> bool:
+    return cells <= pixels
+
+
+def _misfit(space: Sequence[int], size: Sequence[int]) -> float:
+    "Log of the ratio between the strides from input to `space`."
+    strides = [s / cells for s, cells in zip(size, space, strict=True)]
+    return math.log(max(strides) / min(strides))
+
+
+def even(space: Sequence[int], size: Sequence[int]) -> bool:
+    "Whether one stride leads from input to `space`, up to the cells that padding and rounding add or take."
+    slack = 1
+    most = min(s / (cells - slack) if cells > slack else math.inf for s, cells in zip(size, space, strict=True))
+    return max(s / (cells + slack) for s, cells in zip(size, space, strict=True)) <= most
+
+
+def _flat(shape: Sequence[int], size: Sequence[int]) -> list[Reading]:
+    "Readings of `(N, tokens, C)` and `(N, C, cells)` of an image or a volume."
+    # Class, distillation and register tokens: up to five in the models there are, never sixteen. Grids of whole square
+    # patches are believed before those whose stride does not divide the image, and tokens that come first before others.
+    found = []
+    for fits, most in ((_whole, 5), (_rounded, 15)):
+        tokens = [(extra, grid) for extra in range(most + 1) for grid in _grids(shape[1] - extra, size, fits)]
+        found += [Reading(True, extra, grid) for extra, grid in tokens]
+        found += [Reading(True, skip, grid) for extra, grid in tokens for skip in range(extra) if extra <= 5]
+        if shape[1] > 1:
+            found += [Reading(False, 0, grid) for grid in _grids(shape[2], size, fits)]
+        if found:
+            break
+    return found[:_MOST_READINGS]
+
+
+_MOST_READINGS = 32
+
+
+def _grids(cells: int, size: Sequence[int], fits: Callable[[int, int, Sequence[int]], bool]) -> Iterator[tuple]:
+    if len(size) == 2:
+        for rows in range(1, min(cells, size[0]) + 1):
+            if cells % rows == 0 and cells > 1 and fits(rows, cells // rows, size):
+                yield rows, cells // rows
+    elif len(size) == 3:
+        # Depth (time) may have a stride of its own.
+        depths = [d for d in range(size[0], 0, -1) if size[0] % d == 0 and cells % d == 0]
+        each = [(d, *grid) for d in depths for grid in _grids(cells // d, size[1:], fits)]
+        yield from sorted(each, key=lambda grid: not even(grid, size))
+
+
+def _whole(rows: int, columns: int, size: Sequence[int]) -> bool:
+    return size[0] % rows == 0 and size[0] // rows * columns == size[1]
+
+
+def _rounded(rows: int, columns: int, size: Sequence[int]) -> bool:
+    # Rows and columns may each lose a part of a patch.
+    patch = size[0] / rows
+    return patch >= 1 and abs(size[1] / patch - columns) < 1
+
+
+def beyond_doubt(readings: list[Reading], shape: Sequence[int], size: Sequence[int]) -> bool:
+    "Whether shapes alone say how the output lies in space: channels first, and nothing else that might be."
+    if not readings or readings[0] != Reading(False) or not even(shape[2:], size):
+        return False
+    return len(readings) == 1 or not even(shape[1:-1], size)
+
+
+# How much more the cells answer to what changed in their own place than others do: 1 where they alone do, 0 by chance.
+LOCAL = 0.4
+
+
+def best_answer(answers: list[float]) -> int:
+    "The reading that answers best; the likelier by its shape where there is little between them."
+    top = max(answers)
+    return next(i for i, a in enumerate(answers) if a >= top - 0.1 * abs(top))
+
+
+def local_answers(model: nn.Module, x: Tensor, readings: dict[str, list[Reading]]) -> dict[str, list[float]]:
+    """How locally each module's output answers to the image, for each reading of it; nothing where it does not answer.
+
+    Two opposite corners of the first image are changed, one at a time. A cell's answer to one rather than to the other
+    is highest in the one corner and lowest in the other where a reading is right, and the same everywhere where it is
+    wrong, or where there is no space: in channels, in class tokens, in what learned queries ask for.
+    """
+    found: dict[str, list[float]] = {}
+
+    def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, input: Any, output: Any) -> None:
+            tensor, _ = first_tensor(output)
+            if tensor is not None and len(tensor) == 3:
+                answers = [_locality(read(tensor)) for read in readings[name]]
+                if any(map(math.isfinite, answers)):
+                    found[name] = [a if math.isfinite(a) else -1.0 for a in answers]
+
+        return hook
+
+    changed = x[:1].detach().repeat(3, *[1] * (x.ndim - 1))
+    for one, corner in zip(changed[1:], _corners(x.shape[2:]), strict=True):
+        part = one[(slice(None), *corner)]
+        if part.is_floating_point():
+            noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0))
+            part += (x[:1].float().std().nan_to_num() or 1) * noise.to(part.device)
+        else:
+            part.copy_(x[:1].amax() - part)
+    handles = [m.register_forward_hook(listen(name)) for name, m in model.named_modules() if name in readings]
+    try:
+        with torch.no_grad():
+            model(changed)
+    except Exception:
+        # A network that takes no three images: what shapes say has to do.
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _corners(space: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    "Two opposite corners, an eighth of each dimension wide. Not the first and the last: turned by 90° these look alike."
+    wide = [max(1, round(s / 8)) for s in space]
+    low, high = [slice(w) for w in wide], [slice(s - w, s) for s, w in zip(space, wide, strict=True)]
+    return (low[0], *high[1:]), (high[0], *low[1:])
+
+
+def _locality(A: Tensor) -> float:
+    "From `(3, C, *space)`, of an image and two that differ in a corner each; NaN where nothing answers."
+    answer = (A[1:].double() - A[:1].double()).flatten(2).norm(dim=1)
+    most = answer.amax(1, keepdim=True)
+    if not bool((most > 0).all()) or not bool(most.isfinite().all()):
+        return math.nan
+    one, other = (answer / most + 1e-3).log()
+    rather = one - other
+    here, there = (rather.view(A.shape[2:])[corner] for corner in _corners(A.shape[2:]))
+    ordered = rather.sort().values
+    scale = ordered[-here.numel() :].mean() - ordered[: here.numel()].mean()
+    # By chance answers differ by a little, and some cell's differs most.
+    return float((here.mean() - there.mean()) / scale.clamp(min=0.8))

@@ -1,0 +1,457 @@
+"""What the default layer must not be fooled by: branches, switched-off units, layouts that shapes leave open."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fastai_gradcam import gradcam
+from fastai_gradcam.layers import space_of, spatial
+from fastai_gradcam.space import Reading
+
+
+def _seen():
+    "A method that keeps the shape of the activations it was given."
+    shapes = []
+
+    def method(A, G):
+        shapes.append(tuple(A.shape))
+        return A.sum(1)
+
+    return shapes, method
+
+
+def _corner(net, x, layer, **kwargs):
+    "Where a layer's map changes when the image's top right corner does, as shares of its height and width."
+    changed = x.clone()
+    changed[..., : x.shape[-2] // 8, -(x.shape[-1] // 8) :] += 3
+    before, after = (
+        gradcam(net, y, layer=layer, method=lambda A, G: A.square().sum(1), **kwargs).maps[0][0] for y in (x, changed)
+    )
+    peak = int((after - before).abs().argmax())
+    return tuple(i / (s - 1) for i, s in zip(divmod(peak, before.shape[1]), before.shape, strict=True))
+
+
+# Whose score
+
+
+class Branches(nn.Module):
+    "A branch for each class; class 0 knows where it is by its bias."
+
+    def __init__(self, trunk=False):
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 3, 3) if trunk else nn.Identity()
+        self.a, self.b = nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3)
+
+    def forward(self, x):
+        x = self.trunk(x)
+        return torch.stack([self.a(x).relu().mean((1, 2, 3)) + 5, self.b(x).relu().mean((1, 2, 3))], 1)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam", "hirescam+aug"])
+@pytest.mark.parametrize("order", [(1, 0, None, 1), (None, 0, 1), (0, 1)])
+def test_each_class_is_explained_where_it_takes_part(order, method):
+    net, x = Branches(), torch.randn(2, 3, 8, 8)
+    for target in order:
+        made = gradcam(net, x, target=target, method=method)
+        assert made.layers == ["b" if target == 1 else "a"] and made.maps[0].amax((1, 2)).min() > 0
+
+
+def test_branches_that_only_the_head_brings_together_are_explained_where_they_part():
+    net, x = Branches(trunk=True), torch.randn(2, 3, 8, 8)
+    made = gradcam(net, x, target=[[0, 1], [0, 1]])
+    assert made.layers == ["trunk"] and made.maps[0].shape == (2, 2, 6, 6)
+    assert gradcam(net, x, target=1).layers == ["trunk"]
+
+
+def test_a_class_with_a_layer_of_its_own_is_searched_for_once(monkeypatch):
+    net, x, calls = Branches(), torch.randn(2, 3, 8, 8), []
+    gradcam(net, x, target=0)
+    forward = net.forward
+    monkeypatch.setattr(net, "forward", lambda x: calls.append(1) or forward(x), raising=False)
+    gradcam(net, x, target=0)
+    # the look at the layer of the other class, and the one at its own
+    assert len(calls) == 2
+
+
+def test_a_softmax_at_the_end_does_not_hide_the_layer():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3), nn.Softmax(1))
+    assert gradcam(net, torch.randn(2, 3, 8, 8)).layers == ["0"]
+
+
+# What changes after the search
+
+
+class Skip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.f = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+        nn.init.constant_(self.b.bias, -1)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.f((x + self.b(x).relu()).mean((2, 3)))
+
+
+def test_a_layer_that_is_off_on_the_first_images_is_found_on_later_ones():
+    net, bright = Skip(), 6 * torch.randn(2, 3, 8, 8)
+    assert gradcam(net, torch.zeros(2, 3, 8, 8)).layers == ["a"]
+    assert gradcam(net, bright).layers == gradcam(copy.deepcopy(net), bright).layers == ["b"]
+
+
+def test_a_layer_put_behind_the_one_found_is_found_in_its_turn():
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), head), torch.randn(2, 3, 8, 8)
+    assert gradcam(net, x).layers == ["0"]
+    net[1] = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), *head)
+    assert gradcam(net, x).layers == ["1.0"]
+
+
+# Strides that differ between dimensions
+
+
+def _text(stride=(2, 1)):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride, 1), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", [None, "4"])
+def test_strides_may_differ_between_height_and_width(layer):
+    net, x = _text(), torch.randn(2, 1, 32, 64)
+    made = gradcam(net, x, layer=layer, target=1)
+    assert made.layers == ["4"] and made.maps[0].shape == (2, 4, 64)
+    assert _corner(net, x, layer) == pytest.approx((0, 1), abs=0.34)
+
+
+@pytest.mark.parametrize("layer", [None, "4"])
+def test_strides_may_differ_between_time_and_space(layer):
+    conv = lambda *a: nn.Conv3d(*a, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+    net = nn.Sequential(
+        conv(1, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.Conv3d(6, 6, 3, (1, 2, 2), 1), nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 2),
+    )  # fmt: skip
+    made = gradcam(net, torch.randn(2, 1, 8, 64, 64), layer=layer, target=1)
+    assert made.layers == ["4"] and made.maps[0].shape == (2, 8, 8, 8)
+
+
+class VolumeTokens(nn.Module):
+    def __init__(self, patch=(1, 8, 8), extra=1):
+        super().__init__()
+        self.embed, self.tokens = nn.Conv3d(1, 12, patch, patch), nn.Parameter(torch.randn(1, extra, 12))
+        self.block, self.fc = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.tokens.expand(len(x), -1, -1), self.embed(x).flatten(2).transpose(1, 2)], 1)
+        return self.fc(self.block(x).mean(1))
+
+
+@pytest.mark.parametrize(("patch", "grid"), [((1, 8, 8), (8, 4, 6)), ((2, 8, 8), (4, 4, 6)), ((8, 8, 8), (1, 4, 6))])
+def test_tokens_of_a_volume_are_a_grid_of_three_dimensions(patch, grid):
+    net, x = VolumeTokens(patch).eval(), torch.randn(1, 1, 8, 32, 48)
+    made = gradcam(net, x)
+    assert made.layers[0].startswith("block") and made.maps[0].shape == (1, *grid)
+    where = gradcam(net, x, layer="block", method=lambda A, G: A[:, 0]).maps[0]
+    expected = net.block(_tokens_of(net, x))[:, 1:, 0].reshape(1, *grid)
+    assert torch.allclose(where, expected.detach(), atol=1e-5)
+
+
+def _tokens_of(net, x):
+    return torch.cat([net.tokens.expand(len(x), -1, -1), net.embed(x).flatten(2).transpose(1, 2)], 1)
+
+
+# Layouts that shapes leave open
+
+
+@pytest.mark.parametrize("layer", [None, "2"])
+def test_padding_in_one_dimension_does_not_turn_channels_into_space(layer):
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, (1, 0)), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, (1, 0)), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2),
+    )  # fmt: skip
+    shapes, method = _seen()
+    assert gradcam(net, torch.randn(2, 3, 64, 64), layer=layer, method=method).layers == ["2"]
+    assert shapes == [(2, 16, 16, 15)]
+
+
+class ChannelsLast(nn.Module):
+    "Eight channels, last, beside a space of 8 × 8."
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.fc = nn.Conv2d(3, 8, 8, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.embed(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+def test_as_many_channels_as_cells_are_told_apart_by_what_answers_to_the_image():
+    net, x = ChannelsLast(), torch.randn(2, 3, 64, 64)
+    made = gradcam(net, x, method=lambda A, G: A[:, 0])
+    assert made.layers == ["norm"]
+    expected = net.norm(net.embed(x).permute(0, 2, 3, 1))[..., 0]
+    assert torch.equal(made.maps[0], expected.detach())
+    # found out once: it is read alike when it is named
+    assert torch.equal(gradcam(net, x, layer="norm", method=lambda A, G: A[:, 0]).maps[0], expected.detach())
+
+
+class Mixed(nn.Module):
+    "`(N, C, cells)`: a mixing of channels over flattened cells."
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.fc = nn.Conv2d(3, 64, 4, 4), nn.Conv1d(64, 64, 1), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.fc(self.mix(self.embed(x).flatten(2)).relu().mean(2))
+
+
+@pytest.mark.parametrize("layer", [None, "mix"])
+@pytest.mark.parametrize("size", [(32, 32), (64, 96)])
+def test_channels_before_flattened_cells_are_no_tokens(size, layer):
+    net, x = Mixed(), torch.randn(2, 3, *size)
+    made = gradcam(net, x, layer=layer, method=lambda A, G: A[:, 5])
+    expected = net.mix(net.embed(x).flatten(2))[:, 5].unflatten(1, (size[0] // 4, size[1] // 4))
+    assert made.layers == ["mix"] and torch.equal(made.maps[0], expected.detach())
+
+
+class Last(nn.Module):
+    "The class token comes last."
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.token = nn.Conv2d(3, 12, 8, 8), nn.Parameter(torch.randn(1, 1, 12))
+        self.block = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True, norm_first=True)
+        self.fc = nn.Linear(12, 3)
+
+    def tokens(self, x):
+        return torch.cat([self.embed(x).flatten(2).transpose(1, 2), self.token.expand(len(x), -1, -1)], 1)
+
+    def forward(self, x):
+        return self.fc(self.block(self.tokens(x))[:, -1])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 48)])
+def test_a_class_token_that_comes_last_is_dropped(size):
+    net, x = Last().eval(), torch.randn(1, 3, *size)
+    grid = size[0] // 8, size[1] // 8
+    assert gradcam(net, x).layers == ["block.norm1"]
+    for layer, method in ((None, "gradcam"), ("block.norm1", "gradcam")):
+        assert gradcam(net, x, layer=layer, method=method).maps[0].shape == (1, *grid)
+    made = gradcam(net, x, layer="block", method=lambda A, G: A[:, 0]).maps[0]
+    expected = net.block(net.tokens(x))[:, :-1, 0].reshape(1, *grid)
+    assert torch.allclose(made, expected.detach(), atol=1e-6)
+
+
+class Asking(nn.Module):
+    "Sixteen learned queries ask the image; what they bring has no place in it."
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.queries = nn.Conv2d(3, 12, 8, 8), nn.Parameter(torch.randn(1, 16, 12))
+        self.ask = nn.MultiheadAttention(12, 2, batch_first=True)
+        self.norm, self.fc = nn.LayerNorm(12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.fc(self.norm(self.ask(self.queries.expand(len(x), -1, -1), x, x)[0]).mean(1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_learned_queries_bring_has_no_space(seed):
+    torch.manual_seed(seed)
+    made = gradcam(Asking().eval(), torch.randn(2, 3, 64, 64))
+    assert made.layers == ["embed"] and made.maps[0].shape == (2, 8, 8)
+
+
+class Heads(nn.Module):
+    "Attention that normalises keys per head: `(N, heads, tokens, channels)`."
+
+    def __init__(self, heads=2, dim=16):
+        super().__init__()
+        self.embed, self.token = nn.Conv2d(3, dim, 8, 8), nn.Parameter(torch.randn(1, 1, dim))
+        self.norm, self.kv, self.fc = nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, 3)
+        self.of_keys, self.heads = nn.LayerNorm(dim // heads), heads
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x).flatten(2).transpose(1, 2)], 1)
+        k, v = self.kv(self.norm(x)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q = x[:, :1].unflatten(2, (self.heads, -1)).transpose(1, 2)
+        y = nn.functional.scaled_dot_product_attention(q, self.of_keys(k), v)
+        return self.fc(y.transpose(1, 2).flatten(1))
+
+
+@pytest.mark.parametrize(("size", "dim"), [((64, 64), 16), ((64, 64), 128), ((40, 64), 16)])
+def test_neither_keys_per_head_nor_keys_and_values_in_one_are_images(size, dim):
+    made = gradcam(Heads(dim=dim).eval(), torch.randn(2, 3, *size))
+    assert made.layers == ["norm"] and made.maps[0].shape == (2, size[0] // 8, size[1] // 8)
+
+
+class TwoWidths(nn.Module):
+    "Queries and keys out of one linear layer, values out of another."
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(3, 12, 8, 8), nn.LayerNorm(12)
+        self.qk, self.v, self.fc = nn.Linear(12, 24), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.norm(self.embed(x).flatten(2).transpose(1, 2))
+        (q, k), v = self.qk(x).chunk(2, -1), self.v(x)
+        return self.fc(nn.functional.scaled_dot_product_attention(q, k, v).mean(1))
+
+
+def test_values_beside_wider_queries_and_keys_are_no_layer():
+    assert gradcam(TwoWidths(), torch.randn(2, 3, 32, 48)).layers == ["norm"]
+
+
+def test_a_network_that_takes_one_image_only_is_read_by_its_shapes():
+    class One(ChannelsLast):
+        def forward(self, x):
+            assert len(x) == 1
+            return super().forward(x)
+
+    made = gradcam(One(), torch.randn(1, 3, 64, 96))
+    assert made.layers == ["norm"] and made.maps[0].shape == (1, 8, 12)
+
+
+def test_an_image_that_nothing_answers_to_is_read_by_its_shapes():
+    net = ChannelsLast()
+    nn.init.zeros_(net.embed.weight)
+    x = torch.randn(1, 3, 64, 96)
+    output = net.norm(net.embed(x).permute(0, 2, 3, 1))
+    assert space_of(net, "norm", output, x) == spatial(output, x.shape) == Reading(last=True)
+
+
+@pytest.mark.parametrize("fill", [torch.zeros, torch.ones])
+def test_an_image_of_one_colour_is_tried_out_too(fill):
+    made = gradcam(ChannelsLast(), fill(1, 3, 64, 64), method=lambda A, G: A[:, 0])
+    assert made.layers == ["norm"]
+
+
+def test_trying_out_costs_one_pass_once_and_leaves_nothing_behind(monkeypatch):
+    net, x, calls = ChannelsLast(), torch.randn(2, 3, 64, 64), []
+    forward = net.forward
+    monkeypatch.setattr(
+        net, "forward", lambda x: calls.append((len(x), torch.is_grad_enabled())) or forward(x), raising=False
+    )
+    state, before = torch.get_rng_state(), x.clone()
+    gradcam(net, x)
+    assert [n for n, _ in calls] == [2, 3, 2] and not calls[1][1]
+    gradcam(net, x)
+    gradcam(net, x, layer="norm")
+    assert len(calls) == 5
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(x, before)
+    assert all(len(m._forward_hooks) == 0 for m in net.modules())
+
+
+# Segmentation
+
+
+def _segmenter(*channels):
+    layers = [nn.Conv2d(3, channels[0], 3, padding=1)]
+    for i, o in pairwise(channels[:-1]):
+        layers += [nn.ReLU(), nn.Conv2d(i, o, 3, padding=1)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(channels[-2], channels[-1], 1))
+
+
+@pytest.mark.parametrize(
+    ("channels", "layer"), [((4, 8, 8, 8), "4"), ((8, 8, 8), "2"), ((4, 8, 3), "2"), ((8, 3, 3), "2"), ((3, 3), "0")]
+)
+def test_features_with_as_many_channels_as_classes_are_no_scores(channels, layer):
+    assert gradcam(_segmenter(*channels), torch.randn(2, 3, 8, 8)).layers == [layer]
+
+
+def test_scores_that_are_normalised_at_the_end_are_scores_still():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+    assert gradcam(net, torch.randn(2, 3, 8, 8)).layers == ["0"]
+
+
+# A reshape, whole numbers, checkpoints
+
+
+class TokensFirst(nn.Module):
+    "`(tokens, N, C)`, as `nn.Transformer` has it."
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.fc = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(self.mix(self.embed(x).flatten(2).permute(2, 0, 1)).mean(0))
+
+
+def test_a_reshape_decides_which_layers_are_candidates():
+    net, x = TokensFirst(), torch.randn(2, 3, 8, 12)
+
+    def reshape(t):
+        return t.permute(1, 2, 0).unflatten(2, (2, 3))
+
+    assert gradcam(net, x).layers == ["embed"]
+    made = gradcam(net, x, reshape=reshape)
+    assert made.layers == ["mix"]
+    assert torch.equal(made.maps[0], gradcam(net, x, layer="mix", reshape=reshape).maps[0])
+    assert gradcam(net, x).layers == ["embed"]
+
+
+def test_a_reshape_that_fits_no_layer_is_told_with_what_it_said():
+    with pytest.raises(ValueError, match=r"reshape= fits the output of no layer: .*permute"):
+        gradcam(TokensFirst(), torch.randn(2, 3, 8, 12), reshape=lambda t: t.permute(0, 1, 2, 3, 4))
+
+
+class Bytes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x.float() / 255).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_images_of_whole_numbers_are_explained(frozen):
+    net = Bytes().requires_grad_(not frozen)
+    made = gradcam(net, torch.randint(0, 255, (2, 3, 8, 8), dtype=torch.uint8))
+    assert made.layers == ["conv"] and made.maps[0].shape == (2, 6, 6)
+    assert all(p.requires_grad != frozen and p.grad is None for p in net.parameters())
+
+
+def test_whole_numbers_are_tried_out_too():
+    class Net(ChannelsLast):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    net, x = Net(), torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    expected = net.norm(net.embed(x.float()).permute(0, 2, 3, 1))[..., 0]
+    assert torch.equal(gradcam(net, x, method=lambda A, G: A[:, 0]).maps[0], expected.detach())
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(6, 3)
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU())
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.body(x) if self.reentrant is None else checkpoint(self.body, x, use_reentrant=self.reentrant)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("layer", [None, "stem", "body.0", "body.2", "body"])
+def test_checkpoints_change_nothing(layer, reentrant):
+    net, x = Checkpointed(reentrant), torch.randn(2, 3, 12, 12)
+    plain = Checkpointed(None)
+    plain.load_state_dict(net.state_dict())
+    made, expected = (gradcam(n, x, layer=layer, target=1) for n in (net, plain))
+    assert made.layers == expected.layers and torch.equal(made.maps[0], expected.maps[0])
+    # they are checkpoints again afterwards
+    net(x.requires_grad_()).sum().backward()
+    assert net.stem.weight.grad is not None and math.isfinite(float(x.grad.sum()))
