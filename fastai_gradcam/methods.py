@@ -16,6 +16,7 @@ A method without gradients gives weights instead: `register_weights`, below.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,10 @@ def smoothed(method: str | Method | MapFunction, noise: float = 0.15, n: int = 8
 
     Smilkov et al. 2017, SmoothGrad, eq. 1; Omeiza et al. 2019, Smooth Grad-CAM++.
     """
-    if not noise > 0 or not isinstance(n, int) or n < 1:
+    numbers = (
+        isinstance(noise, (int, float)) and isinstance(n, int) and not any(isinstance(v, bool) for v in (noise, n))
+    )
+    if not numbers or not 0 < noise < math.inf or n < 1:
         raise ValueError(f"smoothed needs noise > 0 and a whole number n ≥ 1 of copies, got noise={noise!r}, n={n!r}.")
     method = resolve_method(method)
     how = "" if (noise, n) == (0.15, 8) else f"({noise:g}, {n})"
@@ -207,8 +211,11 @@ def gradcam(A: Tensor, G: Tensor) -> Tensor:
 def smooth_gradcam_plus_plus(A: Tensor, Gs: Tensor) -> Tensor:
     """ReLU(Σ_k w_k A_k), w_k = Σ_ij a·ReLU(D¹), a = D² / (2D² + (Σ_ab A_kab) D³), D^p: the mean of g^p over the copies.
 
-    Omeiza et al. 2019, Smooth Grad-CAM++, with D² in the numerator of a, where the paper has D¹: so that it is
-    Grad-CAM++ for a single copy.
+    Omeiza et al. 2019, Smooth Grad-CAM++, but for two things. The paper has D¹ in the numerator of a: its weights have
+    no units of the score, and a channel that hardly matters weighs as much as one that decides; with D² this is
+    Grad-CAM++ where all copies are alike. And the derivatives are those of exp(y), as in Grad-CAM++, whose factor
+    exp(y) is another for each copy: the copy with the highest score would be heard alone, and nothing smoothed. Here
+    all count the same.
     """
     # In units of each image's largest gradient: g³ underflows in float32 where the quotient is fine.
     unit = Gs.abs().amax((0, *range(2, Gs.ndim)), keepdim=True)[0]
@@ -337,24 +344,34 @@ def ablationcam(A: Tensor, probe: Probe) -> Tensor:
 def fuse(cams: Sequence[Tensor]) -> Tensor:
     """One sharp map out of those of several layers: M = early ⊙ up(M' / max M'), M' that of the layers behind.
 
-    `cams`: the `CAMs` of several layers, or two-dimensional maps `(N, h, w)` or `(N, K, h, w)` as a list. Of two maps
-    the one with more cells is the early one; of two with as many, the first. The result has the shape and units of the
-    earliest. The late map says where the class is, the early one what is there in detail; where one of them is empty,
-    so is the result. Negative values count as zero.
+    `cams`: the `CAMs` of several layers, what `learn.gradcam` gives for several layers of one image and class, or
+    two-dimensional maps `(N, h, w)` or `(N, K, h, w)` as a list. Of two maps the one with more cells is the early one;
+    of two with as many, the first. The result, a tensor, has the shape and units of the earliest. The late map says
+    where the class is, the early one what is there in detail; where one of them is empty, so is the result. Negative
+    values count as zero. Raises `ValueError` for maps that do not belong together, `TypeError` for what is no map.
 
     This library's own: the product is that of Guided Grad-CAM (Selvaraju et al. 2017, section 3.2), going from the last
     layer to the first that of Poly-CAM (Englebert et al. 2022).
     """
-    maps = sorted((m.relu() for m in cams), key=lambda m: -m[0].numel())
-    if not maps:
+    given = list(cams)
+    if not given:
         raise ValueError("fuse needs the maps of at least one layer.")
+    of_one_image = all(hasattr(m, "map") and hasattr(m, "image") for m in given)
+    if of_one_image and len({(id(m.image), m.target, m.label) for m in given}) > 1:
+        raise ValueError("fuse needs the maps of one image and one class, got those of several: fuse them one by one.")
+    found = [m.map if of_one_image else m for m in given]
+    if not all(isinstance(m, Tensor) for m in found):
+        raise TypeError(f"fuse needs CAMs or a list of maps, got {', '.join(type(m).__name__ for m in given)}.")
+    maps = sorted((m.relu() for m in found), key=lambda m: -(m if of_one_image else m[0]).numel())
     classes = getattr(cams, "target", None)
     space = maps[0].ndim - (classes.ndim if classes is not None else 1) if hasattr(cams, "target") else 2
+    space = maps[0].ndim if of_one_image else space
     lead = maps[0].shape[:-space]
-    if any(m.shape[:-space] != lead for m in maps):
+    if any(m.ndim != maps[0].ndim or m.shape[:-space] != lead for m in maps):
         raise ValueError(
             "fuse needs maps of the same images and classes, one per layer, early ones first, got shapes "
-            f"{', '.join(str(tuple(m.shape)) for m in maps)}."
+            f"{', '.join(str(tuple(m.shape)) for m in maps)}. A list holds maps of two dimensions; of signals and volumes "
+            "give the CAMs that gradcam made."
         )
     fused = maps[-1]
     for early in reversed(maps[:-1]):

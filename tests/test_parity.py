@@ -1,6 +1,8 @@
 """The same maps as captum, pytorch-grad-cam and torchcam where they follow the formula, and where they do not, how."""
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torchvision.models as zoo
 from torch import nn
 
 from fastai_gradcam.cam import gradcam
-from fastai_gradcam.methods import methods
+from fastai_gradcam.methods import eigen, methods, resolve_method
+from fastai_gradcam.smoothing import noisy_copies
 
 captum = pytest.importorskip("captum.attr")
 peer = pytest.importorskip("pytorch_grad_cam")
@@ -223,6 +226,133 @@ def test_torchcams_plus_plus_leaves_its_denominators_out(resnet):
     assert _distance(gradcam(resnet, x, layer="layer2", target=1, method=without_denominators).maps[0], theirs) < 1e-4
     ours = gradcam(resnet, x, layer="layer2", target=1, method="gradcam++").maps[0]
     assert _distance(theirs / theirs.max(), ours / ours.max()) > 0.01
+
+
+def _torchcams_smooth_map(net, layer, x, target, noise, n):
+    "torchcam's Smooth Grad-CAM++ over the noisy copies that ours looks at."
+    net, copies = copy.deepcopy(net), iter(list(noisy_copies(x, noise, n)))
+    with torchcam.SmoothGradCAMpp(net, layer, num_samples=n) as extractor:
+        extractor._distrib = SimpleNamespace(sample=lambda size: next(copies) - x)
+        (made,) = extractor([target] * len(x), net(x.clone().requires_grad_()), normalized=False)
+    return made.detach()
+
+
+def test_torchcams_smooth_plus_plus_shows_the_last_copy_and_sums_the_activations_under_their_gradients(resnet):
+    x, noise, n = torch.randn(2, 3, 64, 64), 0.1, 3
+    # what is added to its denominator is small beside large gradients
+    net = _with_logits_times(1e3, resnet)
+    of_last = {}
+    gradcam(
+        net, list(noisy_copies(x, noise, n))[-1], layer="layer3", method=lambda A, G: of_last.update(A=A) or A.sum(1)
+    )
+
+    def by_torchcam(A, Gs):
+        # D² above, as in ours
+        D2, D3 = (Gs**2).mean(0), (Gs**3).mean(0)
+        a = D2 / (2 * D2 + (D3 * A).sum((2, 3), keepdim=True) + 1e-8)
+        return (a * Gs[-1].relu()).sum((2, 3), keepdim=True) * of_last["A"]
+
+    def ours(**how):
+        method = replace(methods["smoothgradcam++"], noise=(noise, n), **how)
+        return gradcam(net, x, layer="layer3", target=1, method=method).maps[0]
+
+    theirs = _torchcams_smooth_map(net, "layer3", x, 1, noise, n).relu()
+    assert _distance(ours(averaged=by_torchcam), theirs) < 1e-3
+    assert _distance(theirs / theirs.max(), ours() / ours().max()) > 0.05
+
+
+@pytest.fixture(scope="module")
+def small():
+    "A network whose layer 1 is as large as the image, and layer 3 a quarter of it."
+    torch.manual_seed(3)
+    body = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, stride=4), nn.ReLU()]
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).eval()
+    with torch.no_grad():
+        net[6].weight.mul_(20)
+    return net
+
+
+def _torchcams_score_map(net, layer, x, target):
+    net = copy.deepcopy(net)
+    with torchcam.ScoreCAM(net, layer) as extractor:
+        with torch.no_grad():
+            net(x)
+        (made,) = extractor([target] * len(x), normalized=False)
+    return made
+
+
+def test_score_cam_is_torchcams_where_nothing_is_upsampled(small):
+    x = torch.randn(2, 3, 12, 12)
+    ours = gradcam(small, x, layer="1", target=2, method="scorecam").maps[0]
+    assert _distance(ours, _torchcams_score_map(small, "1", x, 2)) < 1e-5
+
+
+def test_torchcams_score_cam_scales_the_channel_before_it_is_upsampled(small):
+    x = torch.randn(2, 3, 12, 12)
+    theirs = _torchcams_score_map(small, "3", x, 2)
+
+    def scaled_first(A, probe):
+        flat = A.flatten(1)
+        low, high = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
+        masks = (A - low) / (high - low + 1e-8)
+        up = nn.functional.interpolate(masks[None], size=(12, 12), mode="bilinear")[0]
+        return probe.inputs(lambda part: probe.x * up[part][:, None], torch.arange(len(A))).softmax(1)
+
+    how = replace(methods["scorecam"], weigh=scaled_first)
+    assert _distance(gradcam(small, x, layer="3", target=2, method=how).maps[0], theirs) < 1e-5
+    assert _distance(gradcam(small, x, layer="3", target=2, method="scorecam").maps[0], theirs) > 1e-3
+
+
+def _scaled(maps):
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    return maps / (maps.amax((1, 2), keepdim=True) + 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("method", "cls"), [("gradcam", "GradCAM"), ("layercam", "LayerCAM"), ("hirescam", "HiResCAM")]
+)
+def test_pytorch_grad_cams_aug_smooth_averages_the_same_views_each_scaled_by_itself(small, method, cls):
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    x, total = torch.randn(2, 3, 12, 12), 0
+    net = copy.deepcopy(small)
+    for factor in (0.9, 1, 1.1):
+        for turn in (lambda t: t, lambda t: t.flip(-1)):
+            # their map has gone through scaling twice, once of each layer and once of their mean
+            total = total + turn(_scaled(gradcam(small, turn(x) * factor, layer="1", target=2, method=method).maps[0]))
+    cam = getattr(peer, cls)(net, [net[1]])
+    theirs = torch.from_numpy(cam(x, [ClassifierOutputTarget(2)] * 2, aug_smooth=True))
+    assert _distance(total / 6, theirs) < 1e-5
+    ours = gradcam(small, x, layer="1", target=2, method=f"{method}+aug").maps[0]
+    # ours are in units of the score, so views with a strong map count more, and the ReLU comes last
+    assert _distance(_scaled(ours), _scaled(theirs)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("method", "cls"), [("gradcam", "GradCAM"), ("xgradcam", "XGradCAM"), ("layercam", "LayerCAM")]
+)
+def test_pytorch_grad_cams_eigen_smooth_is_of_centred_contributions_with_any_sign(resnet, method, cls):
+    x = torch.randn(2, 3, 64, 64)
+    net = copy.deepcopy(resnet)
+    cam = getattr(peer, cls)(net, [net.layer3])
+    cam.activations_and_grads(x)[:, 1].sum().backward()
+    (A,), (G,) = cam.activations_and_grads.activations, cam.activations_and_grads.gradients
+    theirs = torch.from_numpy(cam.get_cam_image(x, None, None, A.numpy(), G.numpy(), True))
+    parts = methods[method].parts
+
+    def centred(A, G):
+        made = parts(A, G)
+        return made - made.mean((2, 3), keepdim=True)
+
+    def signed(of):
+        how = replace(eigen(resolve_method(method)), parts=of, relu=False)
+        return gradcam(resnet, x, layer="layer3", target=1, method=how).maps[0]
+
+    for ours, whole, map_ in zip(signed(centred), signed(parts), theirs, strict=True):
+        size = float(map_.abs().max())
+        assert min(float((s * ours - map_).abs().max()) for s in (1, -1)) < 1e-3 * size
+        assert abs(float(map_.sum())) < 1e-3 * float(map_.abs().sum()), "nothing tells its sign"
+        assert min(float((s * whole - map_).abs().max()) for s in (1, -1)) > 0.05 * size
 
 
 def test_the_peak_of_each_animal_lies_on_it(pretrained_squeezenet, shared_data):

@@ -55,8 +55,11 @@ def _near(a, b, tolerance=1e-5):
 # Noise
 
 
-def slow_smooth_gradcam_plus_plus(A, gs):
-    "A `(C, h, w)`, gs: one gradient like it per copy."
+def paper_smooth_gradcam_plus_plus(A, gs, ys, numerator=1):
+    """Omeiza et al.'s formula to the letter: A `(C, h, w)`, and for each copy the gradient `g` and the score `y`.
+
+    D^p is the mean over the copies of the p-th derivative of exp(y), exp(y)·g^p. `numerator`: the p of D^p there.
+    """
     C, h, w = A.shape
     weights = []
     for k in range(C):
@@ -64,9 +67,12 @@ def slow_smooth_gradcam_plus_plus(A, gs):
         weight = 0.0
         for i in range(h):
             for j in range(w):
-                D1, D2, D3 = (sum(g[k, i, j] ** p for g in gs) / len(gs) for p in (1, 2, 3))
-                denominator = 2 * D2 + total * D3
-                weight += D2 / denominator * max(D1, 0) if denominator != 0 else 0
+                D = {
+                    p: sum(np.exp(y) * g[k, i, j] ** p for g, y in zip(gs, ys, strict=True)) / len(gs)
+                    for p in (1, 2, 3)
+                }
+                denominator = 2 * D[2] + total * D[3]
+                weight += D[numerator] / denominator * max(D[1], 0) if denominator != 0 else 0
         weights.append(weight)
     L = np.zeros((h, w))
     for i in range(h):
@@ -75,13 +81,60 @@ def slow_smooth_gradcam_plus_plus(A, gs):
     return L
 
 
-@pytest.mark.parametrize(("method", "noise", "n"), [("smoothgradcam++", 0.15, 8), (None, 0.3, 3), (None, 0.5, 1)])
-def test_smooth_gradcam_plus_plus_averages_three_derivatives_over_noisy_copies(method, noise, n, net, x):
-    made = gradcam(net, x, layer="body", target=1, method=method or smoothed("gradcam++", noise, n)).maps[0]
+def _copies(net, x, noise, n, c):
+    "In float64: the activations `(N, C, h, w)`, and each copy's gradients."
     double = copy.deepcopy(net).double()
-    A = _activations(double, x.double()).numpy()
-    gs = [_gradient(double, noisy.double(), 1).numpy() for noisy in noisy_copies(x, noise, n)]
-    _near(made, [slow_smooth_gradcam_plus_plus(A[i], [g[i] for g in gs]) for i in range(2)])
+    noisy = [one.double() for one in noisy_copies(x, noise, n)]
+    gs = [_gradient(double, one, c).numpy() for one in noisy]
+    return _activations(double, x.double()).numpy(), gs
+
+
+@pytest.mark.parametrize(("method", "noise", "n"), [("smoothgradcam++", 0.15, 8), (None, 0.3, 3), (None, 0.5, 1)])
+def test_smooth_gradcam_plus_plus_is_the_papers_with_the_second_derivative_above_and_copies_that_count_the_same(
+    method, noise, n, net, x
+):
+    made = gradcam(net, x, layer="body", target=1, method=method or smoothed("gradcam++", noise, n)).maps[0]
+    A, gs = _copies(net, x, noise, n, 1)
+    _near(made, [paper_smooth_gradcam_plus_plus(A[i], [g[i] for g in gs], [0] * n, numerator=2) for i in range(2)])
+
+
+def test_the_papers_smooth_gradcam_plus_plus_forgets_how_large_a_gradient_is():
+    A = torch.rand(1, 2, 3, 4, dtype=torch.float64)
+    Gs = torch.rand(3, 1, 2, 3, 4, dtype=torch.float64)
+    Gs[:, :, 1] *= 1e-6
+    alone = torch.zeros(2, 3, 4, dtype=torch.float64)
+    by_paper, ours = [], []
+    for k in range(2):
+        alone[:], alone[k] = 0, A[0, k]
+        gs = [g[0].numpy() for g in Gs]
+        by_paper.append(paper_smooth_gradcam_plus_plus(alone.numpy(), gs, [0] * 3).sum())
+        ours.append(float(methods["smoothgradcam++"].signed(alone[None], *Gs).sum()))
+    # of the paper's map the channel that hardly matters has most, of ours next to nothing
+    assert by_paper[1] > by_paper[0] and 0 < ours[1] < 1e-5 * ours[0]
+
+
+def test_the_papers_smooth_gradcam_plus_plus_of_one_copy_is_not_gradcam_plus_plus_and_ours_is(net, x):
+    A, g = _activations(net, x), _gradient(net, x, 1)
+    plus_plus = methods["gradcam++"](A, g)
+    _near(methods["smoothgradcam++"].signed(A, g, g, g).relu(), plus_plus)
+    by_paper = paper_smooth_gradcam_plus_plus(A[0].double().numpy(), [g[0].double().numpy()], [0])
+    ratio = by_paper / by_paper.max() - plus_plus[0].numpy() / float(plus_plus[0].max())
+    assert np.abs(ratio).max() > 0.05
+    above = paper_smooth_gradcam_plus_plus(A[0].double().numpy(), [g[0].double().numpy()], [0], numerator=2)
+    assert np.abs(above - plus_plus[0].numpy()).max() < 1e-5 * above.max()
+
+
+def test_by_the_papers_exponential_the_copy_with_the_highest_score_is_heard_alone():
+    A, Gs = torch.rand(1, 3, 3, 4), torch.rand(4, 1, 3, 3, 4)
+    Gs[1, :, 0], Gs[1, :, 1] = Gs[1, :, 0] * 5, 0
+    gs, scores = [g[0].double().numpy() for g in Gs], [3.0, 12.0, 5.0, 1.0]
+    by_paper, of_best, mean = (
+        paper_smooth_gradcam_plus_plus(A[0].double().numpy(), some, ys, numerator=2)
+        for some, ys in ((gs, scores), (gs[1:2], [0]), (gs, [0] * 4))
+    )
+    assert np.abs(by_paper / by_paper.max() - of_best / of_best.max()).max() < 0.01
+    assert np.abs(mean / mean.max() - of_best / of_best.max()).max() > 0.1
+    _near(methods["smoothgradcam++"].signed(A, *Gs).relu()[0], mean)
 
 
 def test_tiny_gradients_do_not_break_smooth_gradcam_plus_plus():
@@ -277,7 +330,11 @@ def test_a_misspelt_option_is_quoted_with_the_nearest(typo, says):
         resolve_method(typo)
 
 
-@pytest.mark.parametrize("bad", [{"noise": 0}, {"noise": -1}, {"n": 0}, {"n": 2.5}])
+_no_noise = [{"noise": v} for v in (0, -1, "a", None, True, float("nan"), float("inf"))]
+_no_copies = [{"n": v} for v in (0, 2.5, "3", True, None)]
+
+
+@pytest.mark.parametrize("bad", [*_no_noise, *_no_copies], ids=str)
 def test_impossible_noise_is_quoted(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         smoothed("gradcam", **bad)
@@ -364,6 +421,25 @@ def test_maps_that_do_not_belong_together_do_not_fuse():
         fuse([])
     with pytest.raises(ValueError, match=r"same images and classes.*\(2, 4, 4\), \(3, 2, 2\)"):
         fuse([torch.rand(2, 4, 4), torch.rand(3, 2, 2)])
+
+
+def test_the_cams_of_a_learner_fuse_where_they_are_of_one_image_and_class(make_learner, image_folder):
+    learn, files = make_learner(), sorted(image_folder.glob("valid/*/*.png"))
+    made = learn.gradcam(files[0], target="red", layer=[5, 6, 7], method="layercam")
+    fused = fuse(made)
+    assert fused.shape == (8, 8) and fused.max() > 0
+    assert torch.equal(fused, fuse([c.map[None] for c in made])[0])
+    assert torch.equal(fused, fuse([c.map for c in made])), "also as maps without a batch"
+    for several in (learn.gradcam(files[:2], target="red"), learn.gradcam(files[0], target=["red", "blue"])):
+        with pytest.raises(ValueError, match="of one image and one class"):
+            fuse(several)
+
+
+def test_volumes_as_a_list_are_told_from_classes_and_what_is_no_map_is_named():
+    with pytest.raises(ValueError, match=r"\(2, 4, 4, 4\), \(2, 2, 2, 2\).*of signals and volumes give the CAMs"):
+        fuse([torch.rand(2, 4, 4, 4), torch.rand(2, 2, 2, 2)])
+    with pytest.raises(TypeError, match="got ndarray, Tensor"):
+        fuse([np.zeros((2, 4, 4)), torch.rand(2, 2, 2)])
 
 
 # Places in an output with space
