@@ -1,16 +1,24 @@
-"""The fish demo: findings name the tag that gives the species away, and are nearly silent where nothing does."""
+"""The fish demo: findings name the tag that gives the species away, and are nearly silent where nothing does.
+
+The trainings are the demo's own: the same pictures, `train` with `RECIPE`, masks and all, from scratch as where no
+pretrained weights can be had. Smaller are the set (20 of a species, not 40), the pictures (96 pixels, not 112) and the
+network, which takes the place of a resnet34 of two minutes: four convolutions, of whose cells each sees about as much as
+in the demo's layer 5. Beside them, a linear layer on the really pretrained SqueezeNet.
+"""
 
 import numpy as np
 import pytest
 from fastai.torch_core import set_seed
-from fastai.vision.all import CrossEntropyLossFlat, Learner, Normalize, accuracy, imagenet_stats, vision_learner
+from fastai.vision.all import accuracy, vision_learner
 from torch import nn
 
+from fastai_gradcam import training
 from fastai_gradcam.callback import GradCAMCallback
-from fastai_gradcam.demo import make_fish
+from fastai_gradcam.demo import RECIPE, make_fish
 from fastai_gradcam.folders import read_folder
 
 SEEDS = (0, 1, 2)
+EPOCHS = 10
 NEARLY_SILENT = 2  # rows
 SEVERE = 0.5
 
@@ -39,19 +47,27 @@ def fit(learn, epochs):
     return learn.grad_cam.run, float(learn.recorder.values[-1][-1])
 
 
-def from_scratch(folder, path, seed):
+def small(pretrained=False):
     "A small network, whose cells see about as much as a tag: it learns the tags at once, and the fish slowly."
-    set_seed(seed)
-    dls = folder.dataloaders(96, 16, augment=False)
-    dls.add_tfms([Normalize.from_stats(*imagenet_stats)], "after_batch")
+    if pretrained:
+        raise OSError("there are no weights of this network")
     widths = ((3, 32, 2), (32, 64, 2), (64, 128, 2), (128, 128, 1))
     body = [
         nn.Sequential(nn.Conv2d(i, o, 3, stride, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
         for i, o, stride in widths
     ]
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, dls.c))
-    model = nn.Sequential(nn.Sequential(*body), head)
-    return fit(Learner(dls, model, CrossEntropyLossFlat(), metrics=accuracy, cbs=watch(folder, path, seed)), 12)
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 9))
+
+
+def from_scratch(folder, path, seed):
+    "The demo's training."
+    said = []
+    recipe = RECIPE | {"size": 96, "layer": 3, "scratch": {"epochs": EPOCHS, "lr": 1e-2}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_network", lambda arch: small)
+        learn = training.train(folder, out=path, name="run", seed=seed, say=said.append, **recipe)
+    assert any("training from scratch" in words for words in said)
+    return learn.grad_cam.run, float(learn.recorder.values[-1][-1])
 
 
 def pretrained(folder, path, seed):
@@ -79,7 +95,7 @@ def test_a_tag_that_gives_the_species_away_is_named(fish, tmp_path, seed):
     found = run.findings()
     assert found["kind"].iloc[0] == "shortcut", found["text"].tolist()
     first = found.iloc[0]
-    assert first["severity"] >= 0.6 and len(first["items"]) >= 18
+    assert first["severity"] >= 0.6 and len(first["items"]) >= len(run.panel) / 2
     assert "is there a tag" in first["text"]
 
 
