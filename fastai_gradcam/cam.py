@@ -164,11 +164,12 @@ def _signed_maps(
         nonlocal chosen
         if another is None:
             return None
-        seen: Look | None = _gradients(net, x, chosen, target, space, needed=False)
+        seen = _gradients(net, x, chosen, target, space, needed=False)
         _, classes, _, evidence = seen
         arrive = all(bool(G.any()) for Gs in evidence for G in Gs)
-        if not arrive and (others := another(classes)) != chosen:
-            chosen, seen = others, None
+        if not arrive and classes is not None and (others := another(classes)) != chosen:
+            chosen = others
+            return None
         return None if how.weigh else seen
 
     def look(x: Tensor, target: Target) -> Look:

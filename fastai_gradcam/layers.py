@@ -210,6 +210,10 @@ def _search(
     best = [f for f in best if f.name in learnable] or best
     if not best:
         raise _NothingArrives
+    graph = _upstream(total.grad_fn)
+    for f in best:
+        # Operations in place on a view write its history anew.
+        f.node = f.node if f.node in graph else f.tensor.grad_fn
     best = _before_the_scores(best, output, x)
     best = _up_to_a_whole(best)
     # Keys and values, or queries too, out of one linear layer: several times as wide as the tokens they are read from.
@@ -276,7 +280,8 @@ def _reshaped(flows: list[_Flow], x: Tensor, reshape: Reshape) -> None:
     refused: Exception | None = None
     for f in flows:
         try:
-            space = spatial(f.tensor.detach(), x.shape, reshape)(f.tensor.detach()).shape[2:]
+            spatial(f.tensor.detach(), x.shape, reshape)  # raises where it does not fit
+            space = reshape(f.tensor.detach()).shape[2:]
             f.readings, f.sure = [reshape] * (math.prod(space) > 1), True
         except Exception as error:
             refused = error
@@ -305,11 +310,12 @@ def _before_the_scores(flows: list[_Flow], output: object, x: Tensor) -> list[_F
     scores, _ = first_tensor(output)
     if scores is None or scores.ndim < 4 or spatial(scores, x.shape) is None:
         return flows
-    left, gone = list(flows), []
+    left, gone = list(flows), list[_Flow]()
     # Two such maps may be added up. What a convolution among them reads is no score, whatever its number of channels.
     while (
         left
-        and left[-1].to_space(left[-1].tensor).shape[1] == scores.shape[1]
+        and (to_space := left[-1].to_space) is not None
+        and to_space(left[-1].tensor).shape[1] == scores.shape[1]
         and not any(left[-1].node in _upstream(f.given) for f in gone if f.mixes)
     ):
         gone.append(left.pop())

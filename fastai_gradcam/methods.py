@@ -353,7 +353,7 @@ def fuse(cams: Sequence[Tensor]) -> Tensor:
     This library's own: the product is that of Guided Grad-CAM (Selvaraju et al. 2017, section 3.2), going from the last
     layer to the first that of Poly-CAM (Englebert et al. 2022).
     """
-    given = list(cams)
+    given: list[Any] = list(cams)
     if not given:
         raise ValueError("fuse needs the maps of at least one layer.")
     of_one_image = all(hasattr(m, "map") and hasattr(m, "image") for m in given)

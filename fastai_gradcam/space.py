@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ def _rounded(rows: int, columns: int, size: Sequence[int]) -> bool:
     return patch >= 1 and abs(size[1] / patch - columns) < 1
 
 
-def beyond_doubt(readings: list[Reading], shape: Sequence[int], size: Sequence[int]) -> bool:
+def beyond_doubt(readings: Sequence[Reshape], shape: Sequence[int], size: Sequence[int]) -> bool:
     "Whether shapes alone say how the output lies in space: channels first, and nothing else that might be."
     if not readings or readings[0] != Reading(False) or not even(shape[2:], size):
         return False
@@ -162,7 +162,7 @@ def best_answer(answers: list[float]) -> int:
     return next(i for i, a in enumerate(answers) if a >= top - 0.1 * abs(top))
 
 
-def local_answers(model: nn.Module, x: Tensor, readings: dict[str, list[Reading]]) -> dict[str, list[float]]:
+def local_answers(model: nn.Module, x: Tensor, readings: Mapping[str, Sequence[Reshape]]) -> dict[str, list[float]]:
     """How locally each module's output answers to the image, for each reading of it; nothing where it does not answer.
 
     Two opposite corners of the first image are changed, one at a time. A cell's answer to one rather than to the other
@@ -210,7 +210,7 @@ def _corners(space: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]
 
 
 def _locality(A: Tensor) -> float:
-    "From `(3, C, *space)`, of an image and two that differ in a corner each; NaN where nothing answers."
+    "From `(3, C, *space)`, of an image and two that differ in a corner each; NaN where nothing answers, or all alike."
     answer = (A[1:].double() - A[:1].double()).flatten(2).norm(dim=1)
     most = answer.amax(1, keepdim=True)
     if not bool((most > 0).all()) or not bool(most.isfinite().all()):
@@ -220,5 +220,8 @@ def _locality(A: Tensor) -> float:
     here, there = (rather.view(A.shape[2:])[corner] for corner in _corners(A.shape[2:]))
     ordered = rather.sort().values
     scale = ordered[-here.numel() :].mean() - ordered[: here.numel()].mean()
+    if scale < 0.05:
+        # All answer alike: attention that has learned nothing yet is an average.
+        return math.nan
     # By chance answers differ by a little, and some cell's differs most.
     return float((here.mean() - there.mean()) / scale.clamp(min=0.8))
