@@ -83,6 +83,32 @@ def test_a_softmax_at_the_end_does_not_hide_the_layer():
     assert gradcam(net, torch.randn(2, 3, 8, 8)).layers == ["0"]
 
 
+class Viewed(nn.Module):
+    "Its first part hands on a part of what it computed, which is added to in place."
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.fc = _Part(), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = self.first(x)
+        y += x.mean(1, keepdim=True)
+        return self.fc(self.last(y).relu().mean((2, 3)))
+
+
+class _Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)[:, :4]
+
+
+def test_a_view_that_is_added_to_in_place_is_no_branch():
+    assert gradcam(Viewed(), torch.randn(2, 3, 8, 8)).layers == ["last"]
+
+
 # What changes after the search
 
 
@@ -326,6 +352,23 @@ def test_an_image_that_nothing_answers_to_is_read_by_its_shapes():
     x = torch.randn(1, 3, 64, 96)
     output = net.norm(net.embed(x).permute(0, 2, 3, 1))
     assert space_of(net, "norm", output, x) == spatial(output, x.shape) == Reading(last=True)
+
+
+class Averaging(nn.Module):
+    "Attention that has learned nothing: every cell is the mean of all."
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.fc = nn.Conv2d(3, 12, 8, 8), nn.LayerNorm(12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.fc(self.norm(0 * x + x.mean(1, keepdim=True)).mean(1))
+
+
+def test_cells_that_all_answer_alike_are_read_by_their_shape():
+    made = gradcam(Averaging(), torch.randn(2, 3, 32, 48))
+    assert made.layers == ["norm"] and made.maps[0].shape == (2, 4, 6)
 
 
 @pytest.mark.parametrize("fill", [torch.zeros, torch.ones])
