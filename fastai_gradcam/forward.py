@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from .hooks import first_tensor
@@ -36,13 +38,18 @@ def channel_weights(
 ) -> tuple[Any, Tensor | None, list[Tensor], list[list[Tensor]]]:
     """The output, the classes, each layer's activations `(N, C, *space)`, and its weights `(N, C, 1, …)` per class.
 
-    `space(name, activations)`: what brings a layer's output to `(N, C, *space)`.
+    `space(name, activations)`: what brings a layer's output to `(N, C, *space)`. A network in half precision or under
+    autocast gives its own output, but is asked in float32: what one channel changes may lie below a score's last digit.
     """
     activations, weights = [], []
+    coarse = _is_coarse(net, x)
+    output = map_tensors(Tensor.detach, net(x.clone())) if coarse else None
     for name, module in chosen:
-        behind = Behind(net, module, x, name)
-        each, classes = scores(behind.output, target, len(x), x.ndim - 2)
-        asked = settled(target, behind.output, classes, x.ndim - 2)
+        behind = _behind(net, module, x, name, coarse)
+        output = behind.output if output is None else output
+        _, classes = scores(output, target, len(x), x.ndim - 2)
+        asked = settled(target, output, classes, x.ndim - 2)
+        each, _ = scores(behind.output, asked, len(x), x.ndim - 2)
         base = torch.stack(each, 1).float()  # (N, K)
         to_space = space(name, behind.activations)
         A = to_space(behind.activations).float()
@@ -56,7 +63,26 @@ def channel_weights(
         per_class = torch.stack(seen, 1).unsqueeze(-1).unflatten(-1, [1] * (A.ndim - 2))  # (K, N, C, 1, …)
         activations.append(A)
         weights.append(list(per_class))
-    return behind.output, classes, activations, weights
+    return output, classes, activations, weights
+
+
+_COARSE = (torch.float16, torch.bfloat16)
+
+
+def _is_coarse(net: nn.Module, x: Tensor) -> bool:
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return autocast or x.dtype in _COARSE or any(p.dtype in _COARSE for p in net.parameters())
+
+
+def _behind(net: nn.Module, module: nn.Module, x: Tensor, name: str, coarse: bool) -> Behind:
+    if coarse:
+        try:
+            return Behind(net, module, x.float() if x.dtype in _COARSE else x, name, in_float32=True)
+        except RuntimeError:
+            # A network that brings its activations to a type of its own.
+            pass
+    return Behind(net, module, x, name)
 
 
 def _scorer(clean: Any, target: Target, n: int, i: int, dims: int) -> Callable[[Any], Tensor]:
@@ -136,11 +162,16 @@ class Behind:
     A module whose output is not one row per image runs again. Where a replay does not give the network's own output
     (state kept between modules, say), the whole network runs, with the layer's output replaced.
 
-    `output`: the network's output for `x`; `activations`: the layer's; `partial`: whether replays work.
+    `in_float32`: with copies of weights that are coarser, and without autocast. `output`: the network's output for `x`;
+    `activations`: the layer's; `partial`: whether replays work.
     """
 
-    def __init__(self, net: nn.Module, module: nn.Module, x: Tensor, name: str = "") -> None:
+    def __init__(self, net: nn.Module, module: nn.Module, x: Tensor, name: str = "", in_float32: bool = False) -> None:
         self.net, self.module, self.x = net, module, x
+        self._finer: dict[str, Tensor] | None = None
+        if in_float32:
+            values = chain(net.named_parameters(), net.named_buffers())
+            self._finer = {name: v.detach().float() for name, v in values if v.dtype in _COARSE}
         self._cells: Tensor | None = None
         # A network whose fast path skips its modules hides the layer where no gradient is wanted.
         for self._grad in (False, True):
@@ -169,7 +200,10 @@ class Behind:
 
     def run(self, x: Tensor) -> Any:
         with torch.set_grad_enabled(self._grad):
-            return map_tensors(Tensor.detach, self.net(x))
+            if self._finer is None:
+                return map_tensors(Tensor.detach, self.net(x))
+            with torch.autocast(x.device.type, enabled=False):
+                return map_tensors(Tensor.detach, functional_call(self.net, self._finer, (x,)))
 
     def cells(self, to_space: Reshape) -> Tensor:
         "For each channel of `to_space` the places `(C, cells)` of its values in one image's flattened activations."

@@ -308,7 +308,7 @@ def _before_the_scores(flows: list[_Flow], output: object, x: Tensor) -> list[_F
     The map of scores has space and takes part in the score, and explains nothing: it is the score.
     """
     scores, _ = first_tensor(output)
-    if scores is None or scores.ndim < 4 or spatial(scores, x.shape) is None:
+    if scores is None or scores.ndim != x.ndim or spatial(scores, x.shape) is None:
         return flows
     left, gone = list(flows), list[_Flow]()
     # Two such maps may be added up. What a convolution among them reads is no score, whatever its number of channels.

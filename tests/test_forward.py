@@ -413,6 +413,61 @@ def test_channels_without_contrast_share_one_pass_of_score_cam(alive):
     assert (made.maps[0].max() > 0) == (alive > 0)
 
 
+# Coarse numbers
+
+
+@pytest.fixture(scope="module")
+def wide():
+    "A trained network in small: many channels, each of which changes a large score by little."
+    torch.manual_seed(0)
+    net = zoo.ResNet(zoo.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5).eval()
+    with torch.no_grad():
+        net.fc.bias.fill_(20)
+    return net, torch.randn(2, 3, 48, 64)
+
+
+@pytest.mark.parametrize("method", gradient_free)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("target", [1, lambda output: output[:, 1]], ids=["class", "callable"])
+def test_a_network_in_half_precision_has_the_map_of_its_weights(wide, method, dtype, target):
+    net, x = copy.deepcopy(wide[0]).to(dtype), wide[1].to(dtype)
+    expected = gradcam(copy.deepcopy(net).float(), x.float(), layer="layer3", target=target, method=method).maps[0]
+    weights = [(p, p.dtype, p._version) for p in net.parameters()]
+    made = gradcam(net, x, layer="layer3", target=target, method=method)
+    assert made.maps[0].dtype == torch.float32 and _distance(made.maps[0], expected) < 1e-4
+    assert torch.equal(made.output, net(x).detach()) and made.output.dtype == dtype
+    assert [(p, p.dtype, p._version) for p in net.parameters()] == weights
+
+
+@pytest.mark.parametrize("method", gradient_free)
+def test_autocast_and_channels_last_give_the_map_of_float32(wide, method):
+    net, x = wide
+    expected = gradcam(net, x, layer="layer3", target=1, method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = gradcam(net, x, layer="layer3", target=1, method=method)
+        assert torch.equal(made.output, net(x).detach()) and torch.is_autocast_enabled("cpu")
+    assert not torch.equal(made.output.float(), expected.output)
+    assert _distance(made.maps[0], expected.maps[0]) < 1e-5
+    other = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    made = gradcam(other, x.to(memory_format=torch.channels_last), layer="layer3", target=1, method=method)
+    assert _distance(made.maps[0], expected.maps[0]) < 1e-3
+
+
+@pytest.mark.parametrize("method", gradient_free)
+def test_a_network_that_insists_on_its_type_runs_in_it(method):
+    class Insists(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).mean((2, 3)).to(torch.bfloat16))
+
+    net, x = Insists().eval().bfloat16(), torch.randn(2, 3, 8, 8).bfloat16()
+    made = gradcam(net, x, layer="conv", target=1, method=method)
+    assert made.maps[0].dtype == torch.float32 and made.maps[0].isfinite().all() and made.maps[0].shape == (2, 6, 6)
+
+
 # Nothing changed
 
 

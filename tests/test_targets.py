@@ -219,6 +219,13 @@ def signal_segmenter():
     return nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 3, 1))
 
 
+def test_the_default_layer_of_a_segmentation_of_signals_is_before_the_scores(signal_segmenter):
+    x = torch.randn(3, 2, 12)
+    made = gradcam(signal_segmenter, x)
+    won = signal_segmenter(x).argmax(1)
+    assert made.layers == ["0"] and made.target.tolist() == [int(row.bincount().argmax()) for row in won]
+
+
 @pytest.mark.parametrize("method", ["hirescam", "ablationcam", "gradcam+noise", "hirescam+aug"])
 def test_a_segmentation_of_signals_is_that_of_images_one_cell_high(signal_segmenter, method):
     x = torch.randn(3, 2, 12)
