@@ -13,9 +13,12 @@ from torchvision.models import mobilenet_v3_small
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from fastai_gradcam.cam import CAMs, gradcam
+from fastai_gradcam.smoothing import noisy_copies
 
 linear_methods = ["gradcam", "xgradcam", "hirescam", "layercam", "gradcam_elementwise"]
 all_methods = [*linear_methods, "gradcam++", "eigencam", "eigengradcam"]
+costly_methods = ["scorecam", "ablationcam", "smoothgradcam++"]
+options = ["gradcam+noise", "layercam+aug", "xgradcam+eigen", "ablationcam+noise"]
 
 
 @lru_cache
@@ -60,11 +63,52 @@ def test_gradcam_equals_hirescam_up_to_scale_before_an_average_pool(resnet, x):
     assert cam.max() > 0 and same(hires, cam)
 
 
-@pytest.mark.parametrize("method", linear_methods)
+@pytest.mark.parametrize("method", [*costly_methods, *options])
+def test_a_batch_equals_its_images_one_by_one_for_costly_methods_too(tiny_net, method):
+    x, classes = torch.randn(3, 3, 8, 8), torch.tensor([4, 0, 3])
+    together = gradcam(tiny_net, x, layer="2", target=classes, method=method)
+    for n in range(3):
+        alone = gradcam(tiny_net, x[n : n + 1], layer="2", target=int(classes[n]), method=method)
+        assert torch.allclose(together.maps[0][n], alone.maps[0][0], atol=1e-5 * float(together.maps[0].max()))
+    assert together.maps[0].max() > 0
+
+
+@pytest.mark.parametrize("method", [*linear_methods, "eigengradcam", "gradcam+noise", "layercam+aug", "xgradcam+eigen"])
 def test_scaling_the_logit_scales_the_raw_map(resnet, x, method):
     once = gradcam(resnet, x, layer="layer3", target=lambda out: out[:, 2], method=method).maps[0]
     thrice = gradcam(resnet, x, layer="layer3", target=lambda out: 3 * out[:, 2], method=method).maps[0]
     assert once.max() > 0 and same(thrice, 3 * once)
+
+
+@pytest.mark.parametrize("method", ["ablationcam", "eigencam"])
+def test_a_method_that_divides_by_the_score_or_does_not_ask_for_it_has_the_same_map_for_a_scaled_logit(
+    tiny_net, method
+):
+    x = torch.randn(2, 3, 8, 8)
+    once, thrice = (
+        gradcam(tiny_net, x, layer="2", target=lambda out, s=s: s * out[:, 2], method=method).maps[0] for s in (1, 3)
+    )
+    assert once.max() > 0 and same(thrice, once)
+
+
+@pytest.mark.parametrize("method", ["gradcam++", "smoothgradcam++"])
+def test_grad_cam_plus_plus_is_linear_in_small_logits_only(tiny_net, method):
+    x = torch.randn(2, 3, 8, 8)
+    made = {
+        s: gradcam(tiny_net, x, layer="2", target=lambda out, s=s: s * out[:, 2], method=method).maps[0]
+        for s in (1e-4, 3e-4, 1e3, 3e3)
+    }
+    assert made[1e-4].max() > 0 and same(made[3e-4], 3 * made[1e-4], 1e-3)
+    assert not same(made[3e3], 3 * made[1e3], 0.1)
+
+
+def test_score_cam_of_a_logit_that_hardly_moves_is_the_mean_of_the_channels(tiny_net):
+    x, seen = torch.randn(2, 3, 8, 8), {}
+    gradcam(tiny_net, x, layer="2", method=lambda A, G: seen.update(A=A) or A.sum(1))
+    made = gradcam(tiny_net, x, layer="2", target=lambda out: 1e-6 * out[:, 2], method="scorecam").maps[0]
+    assert made.max() > 0 and same(made, seen["A"].mean(1).relu(), 1e-4)
+    sharp = gradcam(tiny_net, x, layer="2", target=lambda out: 1e6 * out[:, 2], method="scorecam").maps[0]
+    assert any(same(sharp[0], A.relu(), 1e-4) for A in seen["A"][0]), "of one that moves much, its best channel's"
 
 
 class FlipEquivariant(nn.Module):
@@ -84,7 +128,7 @@ class FlipEquivariant(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
-@pytest.mark.parametrize("method", all_methods)
+@pytest.mark.parametrize("method", [*all_methods, "scorecam", "ablationcam", "layercam+aug", "xgradcam+eigen"])
 @pytest.mark.parametrize("layer", ["body.0", "body.2", "body"])
 def test_flipping_the_image_flips_the_map_of_a_flip_equivariant_network(layer, method):
     net, x = FlipEquivariant(), torch.randn(2, 3, 8, 10)
@@ -94,10 +138,25 @@ def test_flipping_the_image_flips_the_map_of_a_flip_equivariant_network(layer, m
     assert not same(straight, straight.flip(2), 0.1)
 
 
-@pytest.mark.parametrize("method", all_methods)
+@pytest.mark.parametrize("method", ["smoothgradcam++", "gradcam+noise", "ablationcam+noise"])
+def test_flipping_the_image_and_its_noise_flips_the_map(method, monkeypatch):
+    net, x = FlipEquivariant(), torch.randn(2, 3, 8, 10)
+    straight = gradcam(net, x, layer="body.2", target=1, method=method).maps[0]
+    assert straight.max() > 0 and not same(
+        gradcam(net, x.flip(3), layer="body.2", method=method).maps[0], straight, 0.01
+    )
+
+    def flipped(x, *how):
+        return (noisy.flip(3) for noisy in noisy_copies(x.flip(3), *how))
+
+    monkeypatch.setattr("fastai_gradcam.cam.noisy_copies", flipped)
+    made = gradcam(net, x.flip(3), layer="body.2", target=1, method=method).maps[0]
+    assert same(made, straight.flip(2), 1e-4)
+
+
+@pytest.mark.parametrize("method", [*all_methods, *costly_methods, *options])
 def test_permuting_the_channels_behind_the_layer_changes_nothing(tiny_net, method):
     x, order = torch.randn(2, 3, 8, 8), torch.tensor([3, 5, 0, 2, 4, 1])
-    before = gradcam(tiny_net, x, layer=["0", "2", "3"], target=1, method=method).maps
     with torch.no_grad():
         conv, norm, fc = tiny_net[2], tiny_net[4], tiny_net[7]
         norm.running_mean.copy_(torch.randn(6))
@@ -125,6 +184,27 @@ def test_several_layers_at_once_equal_one_at_a_time(resnet, x):
     assert together.layers == names and len(together) == 5
     for name, made in zip(names, together, strict=True):
         assert torch.equal(made, gradcam(resnet, x, layer=name, target=5).maps[0])
+
+
+every_method = [*all_methods, *costly_methods, *options]
+
+
+@pytest.mark.parametrize("method", every_method)
+def test_a_frozen_network_gives_the_map_of_an_unfrozen_one_by_every_method(tiny_net, method):
+    x = torch.randn(2, 3, 8, 8)
+    unfrozen = gradcam(tiny_net, x, target=1, method=method)
+    made = gradcam(copy.deepcopy(tiny_net).requires_grad_(False), x, target=1, method=method)
+    assert made.layers == unfrozen.layers
+    assert torch.equal(made.maps[0], unfrozen.maps[0]) and made.maps[0].max() > 0
+
+
+@pytest.mark.parametrize("method", every_method)
+def test_several_layers_at_once_equal_one_at_a_time_by_every_method(tiny_net, method):
+    x, names, classes = torch.randn(2, 3, 8, 8), ["4", "0", "2"], torch.tensor([[1, 3], [0, 4]])
+    together = gradcam(tiny_net, x, layer=names, target=classes, method=method)
+    for name, made in zip(names, together, strict=True):
+        alone = gradcam(tiny_net, x, layer=name, target=classes, method=method)
+        assert torch.allclose(made, alone.maps[0], atol=1e-6) and made.max() > 0
 
 
 def test_a_layer_asked_for_twice_is_given_twice(resnet, x):
