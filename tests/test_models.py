@@ -25,56 +25,114 @@ def models():
     return module
 
 
-# The torchvision networks are in test_layers.py.
-_quick = {
-    "timm resnet10t": "layer4.0",
-    "timm efficientnet_b0": "bn2",
-    "timm convnext_atto": "stages.3.blocks.1",
-    "timm vit_tiny_patch16_224": "blocks.11.norm1",
-    "timm deit_tiny_distilled_patch16_224": "blocks.11.norm1",
-    "timm swin_tiny_patch4_window7_224": "norm",
-    "timm mobilevit_xxs": "final_conv.bn",
-    "timm coatnet_pico_rw_224": "norm",
-    "timm nfnet_l0": "final_conv",
-    "timm xcit_nano_12_p16_224": "cls_attn_blocks.1.norm1",
-    "timm cait_xxs24_224": "blocks_token_only.1.norm1",
-    "fastai xresnet18": "7.1",
-    "fastai vision_learner(resnet18)": "0.7.1",
-    "fastai unet_learner(resnet18)": "layers.11",
-    "nn.Sequential": "3",
-    "a class of one's own": "deep",
-    "one channel": "3",
-    "seven channels": "3",
-    "a signal (N, C, length)": "2",
-    "a volume (N, C, depth, h, w)": "2",
-    "one logit": "3",
-    "resnet18 in DataParallel": "layer4.1",
-    "resnet18 in torch.compile": "layer4.1",
-    "resnet18 in channels_last": "layer4.1",
-    "resnet18 in bfloat16": "layer4.1",
-    "resnet18 in half": "layer4.1",
-}
+# Those that are made in a moment; all others are in the table, and torchvision's in test_layers.py.
+_quick = [
+    "torchvision mc3_18",
+    "timm resnet10t",
+    "timm efficientnet_b0",
+    "timm convnext_atto",
+    "timm vit_tiny_patch16_224",
+    "timm deit_tiny_distilled_patch16_224",
+    "timm swin_tiny_patch4_window7_224",
+    "timm mobilevit_xxs",
+    "timm mobilevitv2_050",
+    "timm coatnet_pico_rw_224",
+    "timm nfnet_l0",
+    "timm xcit_nano_12_p16_224",
+    "timm cait_xxs24_224",
+    "timm coat_lite_tiny",
+    "timm crossvit_tiny_240",
+    "fastai xresnet18",
+    "fastai vision_learner(resnet18)",
+    "fastai unet_learner(resnet18)",
+    "nn.Sequential",
+    "a class of one's own",
+    "one channel",
+    "seven channels",
+    "a signal (N, C, length)",
+    "a volume (N, C, depth, h, w)",
+    "a strip, strides (2, 1)",
+    "one logit",
+    "resnet18 in DataParallel",
+    "resnet18 in torch.compile",
+    "resnet18 compiled in place",
+    "resnet18 in channels_last",
+    "resnet18 in bfloat16",
+    "resnet18 in half",
+]
 
 
 @pytest.mark.parametrize("name", _quick)
-def test_the_default_layer_is_found_and_its_map_is_captums(models, name):
+def test_the_default_layer_is_the_expected_one_and_its_maps_are_captums(models, name):
     row = next(r for r in models.rows() if r.name == name)
+    row.learner = None
     found = models.look(row)
-    assert found.layer == _quick[name]
-    assert not found.empty and found.captum <= row.near
+    assert (found.layer, found.map) == (row.layer, row.space)
+    assert found.good and not found.empty and found.captum <= row.near
+
+
+def test_a_layer_or_a_layout_that_is_not_the_expected_one_is_a_failure(models, monkeypatch):
+    def square(**other):
+        expected = {"layer": "3", "space": (8, 8), **other}
+        return models.Row("square", lambda: models._sequential(3), (3, 32, 32), **expected)
+
+    assert models.look(square()).good
+    assert not models.look(square(layer="1", space=(16, 16))).good
+    # the right layer, read along the wrong dimension: eight channels beside 8 × 8 cells
+    from fastai_gradcam import cam
+    from fastai_gradcam.space import Reading
+
+    monkeypatch.setattr(cam, "space_of", lambda *args: Reading(last=True))
+    found = models.look(square())
+    assert (found.layer, found.map) == ("3", (8, 8)) and not found.good and found.captum > 0.1
 
 
 def test_the_documented_table_has_every_model_and_no_failure(models):
     text = (ROOT / "docs" / "models.md").read_text()
     table = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     for row in models.rows():
-        assert table[row.name].rstrip().endswith("| yes | yes |"), row.name
-    for name, layer in _quick.items():
-        assert f"`{layer}`" in table[name]
+        line = table[row.name].rstrip()
+        assert line.endswith("| yes | yes | yes |"), row.name
+        assert f"| `{row.layer}` |" in line and f"| {models._times(row.space)} |" in line
+        assert ("| no:" in line) is False
+
+
+_forms = {
+    "torch.compile": lambda net: torch.compile(net, backend="eager"),
+    "compiled in place": lambda net: net.compile(backend="eager") or net,
+    "a part compiled": lambda net: setattr(net, "layer4", torch.compile(net.layer4, backend="eager")) or net,
+    "a part compiled in place": lambda net: net.layer4.compile(backend="eager") or net,
+    "DataParallel": nn.DataParallel,
+    "compiled in DataParallel": lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layer", [None, "layer3"])
+@pytest.mark.parametrize("how", _forms)
+def test_a_wrapped_or_compiled_network_gives_the_maps_of_the_plain_one(how, layer):
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net, x = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5).eval(), torch.randn(2, 3, 64, 64)
+    expected = gradcam(net, x, layer=layer, target=1)
+    other = _forms[how](ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5).eval())
+    plain = dict(zip(_plain(other), other.state_dict(), strict=True))
+    other.load_state_dict({plain[name]: value for name, value in net.state_dict().items()})
+    with torch.no_grad():
+        other(x)
+    made = gradcam(other, x, layer=layer, target=1)
+    assert [name.replace("_orig_mod.", "") for name in made.layers] == expected.layers
+    assert torch.equal(made.maps[0], expected.maps[0]) and made.maps[0].max() > 0
+
+
+def _plain(net):
+    return [name.replace("_orig_mod.", "").removeprefix("module.") for name in net.state_dict()]
 
 
 def test_a_failing_model_is_a_row_that_says_so_and_an_exit_code(models, monkeypatch, capsys):
-    broken = models.Row("broken", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)), (3, 8, 8))
+    broken = models.Row("broken", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)), (3, 8, 8), "0", (8, 8))
     monkeypatch.setattr(models, "rows", lambda: iter([broken]))
     assert models.main(["--only", "broken"]) == 1
     assert "| ValueError: No layer of this Sequential has an output with space" in capsys.readouterr().out
