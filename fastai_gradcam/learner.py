@@ -179,8 +179,8 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
       transforms, as in `learn.predict`.
     - `target`: `None` (the predicted class; of several labels, each predicted one; of a segmentation, the one with the
       largest region), a label, an index, a list for several classes, a list of lists, a tensor or an array with a row
-      for each item, `contrast` or `segment` of labels, or a callable `output -> (N,)` scores. A regression has `"score"` and `"-score"`, of several outputs
-      `"score 1"` and `"-score 1"`.
+      for each item, `contrast` or `segment` of labels, or a callable `output -> (N,)` scores. A regression has
+      `"score"` and `"-score"`, of several outputs `"score 1"` and `"-score 1"`.
     - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), `"all"` (every child of
       `learn.model[0]`), a dotted name, a module, or a list of these.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.

@@ -175,8 +175,8 @@ def augmented(method: str | Method | MapFunction) -> Method:
     """`method` averaged over six views: the image and its mirror image, each at 1, 0.9 and 1.1 times its values.
 
     The maps are averaged in units of the score and before the ReLU, each turned back. So are outputs that have the
-    images' space, before they are scored: a segmentation's region or a mask is that of the image. After `aug_smooth` of pytorch-grad-cam, which averages maps
-    that are scaled to 0…1 one by one. Costs five more passes of the method.
+    images' space, before they are scored: a segmentation's region or a mask is that of the image. After `aug_smooth`
+    of pytorch-grad-cam, which averages maps that are scaled to 0…1 one by one. Costs five more passes of the method.
     """
     method = resolve_method(method)
     return replace(method, name=f"{method.name}+aug", augment=True)

@@ -52,7 +52,7 @@ class Decided:
 
 @dataclass(frozen=True)
 class Settled:
-    "The classes `(N,)` or `(N, K)` of images whose scores were `like`, asked of changed copies by `read(output, like)`."
+    "The classes `(N,)` or `(N, K)` of images that scored `like`, asked of changed copies by `read(output, like)`."
 
     read: Callable[..., Tensor]
     like: Tensor
