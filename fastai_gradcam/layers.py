@@ -269,11 +269,11 @@ def _read(flows: list[_Flow], x: Tensor) -> None:
         f.readings = list(readings_of(shape, x.shape))
         if not f.readings:
             continue
-        # Maps that grow again may be none: (N, heads, tokens, channels).
-        cells = math.prod(f.readings[0](f.tensor.detach()).shape[2:])
-        f.sure = beyond_doubt(f.readings, shape, x.shape[2:]) and cells <= fewest
-        if f.sure:
-            fewest = min(fewest, cells)
+        space = f.readings[0](f.tensor.detach()).shape[2:]
+        # Maps that grow again by a lot may be none: (N, heads, tokens, channels).
+        f.sure = beyond_doubt(f.readings, shape, x.shape[2:]) and math.prod(space) <= 8 * fewest
+        if f.sure and min(space) > 1:
+            fewest = min(fewest, math.prod(space))
 
 
 def _reshaped(flows: list[_Flow], x: Tensor, reshape: Reshape) -> None:

@@ -71,6 +71,13 @@ def test_the_default_layer_is_the_expected_one_and_its_maps_are_captums(models, 
     assert found.good and not found.empty and found.captum <= row.near
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_map_that_attention_mixes_is_not_doubted_for_what_attention_computes_on_the_way(seed, models):
+    row = next(r for r in models.rows() if r.name == "timm mobilevitv2_050")
+    torch.manual_seed(seed)
+    assert gradcam(row.make().eval(), torch.randn(2, *row.shape)).layers == [row.layer]
+
+
 def test_a_layer_or_a_layout_that_is_not_the_expected_one_is_a_failure(models, monkeypatch):
     def square(**other):
         expected = {"layer": "3", "space": (8, 8), **other}
