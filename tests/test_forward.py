@@ -342,6 +342,29 @@ def test_a_network_with_a_secret_runs_as_a_whole_with_the_same_result(n):
         assert torch.allclose(made[i], expected.detach(), atol=1e-5)
 
 
+class Reads(nn.Module):
+    "What is behind the layer reads the image and a part before the layer, too."
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.layer, self.behind = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(11, 4, 1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.before(x)
+        z = self.layer(y.relu())
+        return self.fc(self.behind(torch.cat([x, y, z.tanh()], 1)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_replay_of_any_image_with_changed_activations_gives_what_the_whole_network_gives(index):
+    torch.manual_seed(0)
+    net, x = Reads().eval(), torch.randn(3, 3, 8, 8) * torch.tensor([1.0, 5, 20])[:, None, None, None]
+    behind, part, whole = _both(net, "layer", x, index, variants=5)
+    assert behind.partial and torch.allclose(part, whole, rtol=1e-5)
+    assert (whole[0] - whole[1]).abs().max() > 1e-4 * whole.abs().max()
+
+
 def test_a_fast_path_that_skips_modules_does_not_hide_the_layer():
     class Tokens(nn.Module):
         def __init__(self):
