@@ -71,8 +71,8 @@ def gradcam(
     - `reshape`: a callable from the layer's output to `(N, C, *space)`, where the default reads it wrongly.
 
     Runs in evaluation mode: one forward pass, and one backward pass per class from the score to the earliest layer
-    asked for; `scorecam` and `ablationcam` make none backward and up to one forward per channel, in float32. An outer
-    `no_grad` or a frozen body is no obstacle. Raises `ValueError` or `TypeError` for a layer, target or method that
+    asked for; `scorecam` and `ablationcam` make up to one forward per channel, in float32, and none backward but where
+    they find the layer. An outer `no_grad` or a frozen body is no obstacle. Raises `ValueError` or `TypeError` for a layer, target or method that
     does not exist or does not fit, before or after the forward pass.
 
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; the other methods name theirs.
