@@ -85,17 +85,38 @@ def test_numbers_find_their_frame_layer_class_and_image(tmp_path):
     for k in range(2):
         at = np.ravel_multi_index((1, k, 1, 2), shape)
         assert data["columns"]["evidence"][at] == pytest.approx(rows["evidence"].iloc[k], rel=0.01)
-        assert data["names"][data["columns"]["target"][at]] == rows["target"].iloc[k]
+        target = data["columns"]["target"]
+        assert data["names"][target[at % len(target)]] == rows["target"].iloc[k]
     assert data["classes"] == ["Trout", "Salmon"]
 
 
-def test_sixteen_images_over_a_hundred_frames_stay_below_two_megabytes(tmp_path):
-    run = Run(make_run(tmp_path / "run", n=16, frames=100, size=(224, 224)))
+@pytest.mark.parametrize("options", [{}, {"cells": 28}, {"layers": "abcde"}], ids=["7x7", "28x28", "7x7 to 112x112"])
+def test_sixteen_images_over_a_hundred_frames_stay_below_two_megabytes(tmp_path, options):
+    run = Run(make_run(tmp_path / "run", n=16, frames=100, size=(224, 224), **options))
     start = time.perf_counter()
     path = write_report(run)
     print(f"16 x 100: {path.stat().st_size / 1e6:.2f} MB, written in {time.perf_counter() - start:.2f} s")
     assert path.stat().st_size < 2_000_000
     assert len(embedded(path)["frames"]) == 100
+
+
+def test_small_layers_leave_the_room_they_do_not_need_to_the_large_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastai_gradcam.report.CELL_BUDGET", 6 * 2 * (7 * 7 + 14 * 14 + 20 * 20))
+    run = Run(make_run(tmp_path / "run", frames=2, cells=7, layers=("c", "b", "a")))
+    assert [layer["height"] for layer in embedded(write_report(run))["maps"]] == [20, 14, 7]
+
+
+def test_answers_that_are_the_same_in_every_layer_are_embedded_once(tmp_path):
+    folder = make_run(tmp_path / "run", n=3, frames=2, layers=("a", "b"))
+    columns = embedded(report_of(folder))["history"]["columns"]
+    assert {name: len(columns[name]) for name in ("prob", "pred", "loss", "target", "correct", "evidence")} == {
+        **dict.fromkeys(("prob", "pred", "loss", "target", "correct"), 6),
+        "evidence": 12,
+    }
+    history = pd.read_csv(folder / "history.csv")
+    history.loc[history["layer"] == "b", "prob"] = 0.125
+    history.to_csv(folder / "history.csv", index=False)
+    assert embedded(report_of(folder))["history"]["columns"]["prob"][6:] == [0.125] * 6
 
 
 def test_a_refreshed_page_encodes_images_only_once_and_follows_those_that_change(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ FLAGS = ("correct", "pointing_hit")
 CLASSES = ("target", "pred")
 IMAGE_SIDE = 256
 JPEG_QUALITY = 85
-CELL_BUDGET = 3_000_000  # one byte each; beyond it large maps are averaged down
+CELL_BUDGET = 850_000  # one byte each, of all layers and frames; beyond it large maps are averaged down
 SCRIPTS = ("data.js", "state.js", "overlay.js", "charts.js", "grid.js", "large.js", "page.js")
 
 
@@ -211,7 +211,8 @@ class _Maps:
             frames.append(maps)
             self.notes.append(note)
         shown = max(1, sum(maps is not None for maps in frames))
-        self.layers = [self._pack(name, frames, CELL_BUDGET // (shown * len(names))) for name in names]
+        shares = _shares({name: math.prod(shape) for name, shape in self._shapes.items()}, CELL_BUDGET / shown)
+        self.layers = [self._pack(name, frames, shares.get(name, 0)) for name in names]
 
     def _read(self, run: Any, frame: dict, names: list[str], n: int) -> tuple[dict | None, str | None]:
         if frame.get("status") == "failed":
@@ -229,7 +230,7 @@ class _Maps:
         self.classes = max(array.shape[1] if array.ndim == 4 else 1 for array in maps.values())
         return maps, None
 
-    def _pack(self, name: str, frames: list[dict | None], budget: int) -> dict:
+    def _pack(self, name: str, frames: list[dict | None], budget: float) -> dict:
         if name not in self._shapes:
             nothing = [None] * len(frames)
             return {"height": 0, "width": 0, "ring": None, "cells": nothing, "peaks": nothing}
@@ -247,6 +248,14 @@ class _Maps:
             peaks.append(packed[1])
         ring = 1 - max(0, h - 2) * max(0, w - 2) / (h * w)
         return {"height": size[0], "width": size[1], "ring": _number(ring), "cells": cells, "peaks": peaks}
+
+
+def _shares(needs: dict[str, int], budget: float) -> dict[str, float]:
+    "What each layer may hold of the budget: small ones what they need, and the others equal parts of what is left."
+    shares: dict[str, float] = {}
+    for name in sorted(needs, key=needs.__getitem__):
+        shares[name] = min(needs[name], (budget - sum(shares.values())) / (len(needs) - len(shares)))
+    return shares
 
 
 def _average(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -278,7 +287,10 @@ def _bytes(maps: np.ndarray) -> tuple[str, list[float | None]]:
 
 
 def _history(run: Any, info: dict, maps: _Maps) -> tuple[dict, list[str]]:
-    """The history as flat columns, in the order layer, class, frame, image; classes as places in `names`."""
+    """The history as flat columns, in the order layer, class, frame, image; classes as places in `names`.
+
+    A column that is the same in every layer, as all about the answer are, holds the first layer's part alone.
+    """
     layers, frames, n = [str(layer) for layer in info["layers"]], info["frames"], len(info["panel"])
     shape = (len(layers), maps.classes, len(frames), n)
     try:
@@ -299,7 +311,7 @@ def _history(run: Any, info: dict, maps: _Maps) -> tuple[dict, list[str]]:
         column = np.full(math.prod(shape), np.nan)
         column[at] = values
         digits = 4 if name in ("prob", "pred_prob", "loss", "similarity_prev", "similarity_first") else 3
-        columns[name] = _plain(column, digits, whole=name in (*CLASSES, *FLAGS))
+        columns[name] = _plain(_once(column, len(layers)), digits, whole=name in (*CLASSES, *FLAGS))
     missing = np.ones(math.prod(shape), bool)
     missing[at] = False
     notes = _missing(missing.reshape(shape), frames, maps.notes)
@@ -332,6 +344,11 @@ def _flags(column: pd.Series) -> np.ndarray:
     return column.astype(str).str.lower().map({"true": 1.0, "false": 0.0, "1.0": 1.0, "0.0": 0.0}).to_numpy(float)
 
 
+def _once(column: np.ndarray, layers: int) -> np.ndarray:
+    per_layer = column.reshape(layers, -1) if layers else column[None]
+    return per_layer[0] if np.array_equal(per_layer, np.broadcast_to(per_layer[0], per_layer.shape), True) else column
+
+
 def _plain(column: np.ndarray, digits: int, whole: bool) -> list | None:
     """Numbers short enough to embed by the thousand, `None` where undefined; `None` for an empty column."""
     finite = np.isfinite(column)
@@ -362,7 +379,7 @@ def _class_names(targets: list | None, names: list[str], shape: tuple) -> list[s
     """For each explained class its name, or `None` where it differs between images."""
     if targets is None:
         return [None] * shape[1]
-    per_class = np.array(targets, float).reshape(shape).swapaxes(0, 1).reshape(shape[1], -1)
+    per_class = np.array(targets, float).reshape(-1, *shape[1:]).swapaxes(0, 1).reshape(shape[1], -1)
     used = [np.unique(row[np.isfinite(row)]) for row in per_class]
     return [names[int(row[0])] if len(row) == 1 else None for row in used]
 

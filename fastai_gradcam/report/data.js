@@ -29,14 +29,15 @@ function has(column) {
   return Boolean(run.history.columns[column]);
 }
 
-/** Where the numbers of a frame start in a flat column; the images follow one by one. */
+/** Where the numbers of a frame start in a flat column; the images follow one by one. Columns that are the same in every
+ * layer hold one layer alone, so places count round and round. */
 function rowStart(view, frame) {
   return ((view.layer * classCount + view.cls) * frameCount + frame) * itemCount;
 }
 
 function value(column, view, item, frame = view.frame) {
   const values = run.history.columns[column];
-  return values ? values[rowStart(view, frame) + item] : null;
+  return values ? values[(rowStart(view, frame) + item) % values.length] : null;
 }
 
 function className(column, view, item, frame = view.frame) {
@@ -58,8 +59,9 @@ function panelMean(column, view) {
 }
 
 function frameMean(column, view, frame) {
-  const start = rowStart(view, frame);
-  const known = run.history.columns[column].slice(start, start + itemCount).filter((x) => x !== null);
+  const values = run.history.columns[column];
+  const start = rowStart(view, frame) % values.length;
+  const known = values.slice(start, start + itemCount).filter((x) => x !== null);
   return known.length ? known.reduce((sum, x) => sum + x, 0) / known.length : null;
 }
 
