@@ -15,7 +15,7 @@ from fastai.torch_core import to_device
 from fastai.vision.core import PILMask
 from PIL import Image, ImageDraw
 
-__all__ = ["Masks", "finder", "mask_of", "warn_of_unseen"]
+__all__ = ["Masks", "finder", "mask_of", "warn_of_shared", "warn_of_unseen"]
 
 Masks = None | str | Path | Mapping[Any, Any] | Callable[[Any], Any]
 
@@ -26,7 +26,8 @@ def finder(masks: Masks) -> Callable[[Any, str], Any] | None:
     `masks`: a callable `item -> mask`; a folder that holds a mask under each image's name or relative path, with any
     image suffix; or a mapping from an item's path, name or file name. A mask is a path, an image or array of the
     original image's size (any value but 0 is object), a box `(x0, y0, x1, y1)` or a list of boxes in pixels of the
-    original image, `[]` for an image without an object, or `None` for one of which nothing is known. Raises `ValueError` for a folder that does not exist and `TypeError` for anything else.
+    original image, `[]` for an image without an object, or `None` for one of which nothing is known. Raises `ValueError`
+    for a folder that does not exist and `TypeError` for anything else.
     """
     if masks is None:
         return None
@@ -35,10 +36,9 @@ def finder(masks: Masks) -> Callable[[Any, str], Any] | None:
     if isinstance(masks, Mapping):
         return lambda item, name: next((masks[k] for k in _keys(item, name) if k in masks), None)
     if isinstance(masks, (str, Path)):
-        folder = Path(masks)
-        if not folder.is_dir():
+        if not Path(masks).is_dir():
             raise ValueError(f"masks={str(masks)!r} is not a folder.")
-        return lambda item, name: _in_folder(folder, name)
+        return _Folder(Path(masks))
     raise TypeError(f"masks must be a callable item -> mask, a folder, or a mapping to masks or boxes, got {masks!r}.")
 
 
@@ -55,7 +55,7 @@ def mask_of(
 
     `sample`: the item as `dl` decoded it, before its transforms; `size`: `(H, W)` of the model's input. Where nothing
     of an object is left, and none was not said by `[]`, the name is added to `unseen`. Raises `ValueError` with the
-    item's name for a mask that is missing, of another size than its image, or cannot be read.
+    item's name for a mask that is missing, of another size than its image, the image itself, or cannot be read.
     """
     try:
         value = find(item, name)
@@ -63,6 +63,10 @@ def mask_of(
         raise ValueError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
     if value is None:
         return None
+    if isinstance(value, (str, Path)) and _is_file_of(item, Path(value)):
+        raise ValueError(
+            f"The mask of image {name!r} is the image itself: masks= gives the file {str(value)!r} for it."
+        )
     if _no_boxes(value):
         return np.zeros(tuple(size), dtype=bool)
     mask = _through_pipeline(value, dl, sample[0], name, size)
@@ -83,6 +87,21 @@ def warn_of_unseen(unseen: Sequence[str]) -> None:
     )
 
 
+def warn_of_shared(find: Callable[[Any, str], Any] | None) -> None:
+    "One warning for images of the panel that took one mask, as those in different folders that have the same file name."
+    shared = (
+        [(file, names) for file, names in find.taken.items() if len(names) > 1] if isinstance(find, _Folder) else []
+    )
+    if shared:
+        file, names = shared[0]
+        warnings.warn(
+            f"{sum(len(names) for _, names in shared)} of the panel's images share a mask with another: "
+            f"{' and '.join(map(repr, names[:2]))} both take {str(file)!r}. If each has its own, give the masks the images' "
+            "relative paths, or say by a callable which belongs to which.",
+            stacklevel=4,
+        )
+
+
 def _no_boxes(value: Any) -> bool:
     return isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) and np.shape(value) in ((0,), (0, 4))
 
@@ -93,13 +112,39 @@ def _keys(item: Any, name: str) -> list[Any]:
     return [item, *keys] if isinstance(item, (str, Path, int)) else keys
 
 
-def _in_folder(folder: Path, name: str) -> Path | None:
-    for relative in (Path(name), Path(Path(name).name)):
-        for suffix in (relative.suffix, ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"):
-            candidate = folder / relative.with_suffix(suffix)
-            if candidate.is_file():
-                return candidate
-    return None
+class _Folder:
+    "Masks in a folder, under each image's relative path or its file name; `taken`: which images took each of them."
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.taken: dict[Path, list[str]] = {}
+
+    def __call__(self, item: Any, name: str) -> Path | None:
+        found = self._find(item, Path(name))
+        if found is not None:
+            self.taken.setdefault(found, []).append(name)
+        return found
+
+    def _find(self, item: Any, name: Path) -> Path | None:
+        # A path from elsewhere would lead out of the folder, back to the photo.
+        leads_out = name.is_absolute() or ".." in name.parts
+        image = None
+        for relative in [Path(name.name)] if leads_out else [name, Path(name.name)]:
+            for suffix in (relative.suffix, ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"):
+                candidate = self.path / relative.with_suffix(suffix)
+                if not candidate.is_file():
+                    continue
+                if not _is_file_of(item, candidate):
+                    return candidate
+                image = candidate  # masks may lie beside the photos, under another suffix
+        return image
+
+
+def _is_file_of(item: Any, file: Path) -> bool:
+    try:
+        return isinstance(item, (str, Path)) and file.samefile(item)
+    except OSError:
+        return False
 
 
 def _through_pipeline(value: Any, dl: DataLoader, image: Any, name: str, size: Sequence[int]) -> np.ndarray:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from .data import encode, item_name, picture, read
-from .masks import Masks, finder, mask_of, warn_of_unseen
+from .masks import Masks, finder, mask_of, warn_of_shared, warn_of_unseen
 from .tasks import task_of
 
 __all__ = ["Panel", "build_panel"]
@@ -98,6 +98,7 @@ def build_panel(
         found.append(None if find is None else mask_of(find, item, name, sample, dl, x.shape[-2:], unseen))
     if find is not None and all(mask is None for mask in found):
         raise ValueError(f"masks has no mask for any image of the panel, such as {names[0]!r}.")
+    warn_of_shared(find)
     warn_of_unseen(unseen)
     inputs = [b[0] if isinstance(b, (tuple, list)) else b for b in batches]
     shapes = {tuple(x.shape[1:]) for x in inputs}

@@ -1,6 +1,7 @@
 """Masks that hold nothing, and boxes: what is an object, what is none, and what is a mistake."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from training import Quiet, one_thread, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback, Run
-from fastai_gradcam.masks import _boxes
+from fastai_gradcam.masks import _boxes, finder
 from fastai_gradcam.panel import build_panel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,3 +71,60 @@ def test_a_box_covers_each_pixel_that_it_touches():
     assert drawn((2.2, 3.1, 2.8, 3.9)).sum() == 1 and drawn((2.2, 3.1, 2.8, 3.9))[3, 2]
     assert drawn((1.5, 0, 3.5, 2)).sum() == 3 * 2
     assert drawn([(0, 0, 1, 1), (10, 5, 20, 10)]).sum() == 1 + 50  # beside a real box, a pixel is a pixel
+
+
+def photos_and_masks(image_folder, tmp_path, tree=False):
+    "A learner whose images lie outside of its path, and a folder of masks: the upper left quarter of each image."
+    learn = tiny_learner(image_folder, tmp_path)
+    learn.dls.path = tmp_path / "elsewhere"
+    folder = tmp_path / "masks"
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 32))
+    for file in (image_folder / "valid").rglob("*.png"):
+        to = folder / (file.relative_to(image_folder) if tree else file.name)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        mask.save(to)
+    return learn, folder
+
+
+def test_a_photo_from_outside_of_the_learners_path_is_not_its_own_mask(image_folder, tmp_path):
+    learn, folder = photos_and_masks(image_folder, tmp_path)
+    items = sorted((image_folder / "valid" / "red").glob("*.png"))[:2]
+    panel = build_panel(learn, items=items, masks=folder)
+    assert all(Path(name).is_absolute() for name in panel.names)
+    assert [mask.mean() for mask in panel.masks] == [0.25, 0.25]
+
+
+def test_a_name_that_leads_out_of_the_folder_is_only_a_file_name(tmp_path):
+    photo, mask = tmp_path / "photos" / "a.png", tmp_path / "masks" / "a.png"
+    for file in (photo, mask):
+        file.parent.mkdir()
+        Image.new("L", (4, 4), 255).save(file)
+    find = finder(tmp_path / "masks")
+    for name in ("../photos/a.png", "x/../../photos/a.png", str(photo)):
+        assert find(None, name) == mask
+
+
+@pytest.mark.parametrize("masks", ["folder", "callable", "mapping"])
+def test_an_image_is_refused_as_its_own_mask(masks, image_folder, tmp_path):
+    given = {"folder": image_folder, "callable": lambda file: file, "mapping": {"0.png": None}}[masks]
+    if masks == "mapping":
+        given = {str(f): str(f) for f in image_folder.rglob("*.png")}
+    with pytest.raises(ValueError, match=r"mask of image 'valid/.*\.png' is the image itself"):
+        panel_of(image_folder, tmp_path, given)
+
+
+def test_masks_may_lie_beside_the_photos_under_another_suffix(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        Image.new("L", (4, 4), 255).save(tmp_path / name)
+    assert finder(tmp_path)(tmp_path / "a.jpg", "a.jpg") == tmp_path / "a.png"
+
+
+def test_images_that_share_a_mask_by_their_file_name_are_told(image_folder, tmp_path, recwarn):
+    _, flat = photos_and_masks(image_folder, tmp_path)
+    with pytest.warns(UserWarning, match=r"^6 of the panel's images share a mask .*/0\.png' and .*/0\.png' both take"):
+        panel_of(image_folder, tmp_path, flat)
+    recwarn.clear()
+    _, tree = photos_and_masks(image_folder, tmp_path / "tree", tree=True)
+    panel_of(image_folder, tmp_path, tree)
+    assert not [w for w in recwarn if "mask" in str(w.message)]
