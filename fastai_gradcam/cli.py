@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; frames taken so far are kept", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"fastai-gradcam {options.command}: {error}", file=sys.stderr)
         return 2
 
@@ -282,6 +282,8 @@ def _write_explained(options: argparse.Namespace, image: Path, cam: CAM, several
 def _report(options: argparse.Namespace) -> int:
     from .run import Run
 
+    if options.out is not None and options.out.is_dir():
+        raise IsADirectoryError(f"--out is the report's file; {str(options.out)!r} is a folder.")
     print(Run(options.path).report(options.out))
     return 0
 

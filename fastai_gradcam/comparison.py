@@ -55,7 +55,7 @@ def compare(
     items = items_of(run, items)
     courses = [Course(run, layer), Course(other, layer)]
     names = _two_names(run, other)
-    changed = _not_the_same(run, other, items)
+    changed = _not_the_same(courses, items)
     if changed:
         listed = ", ".join(f"{i} ({_brief(run.panel[i]['name'])})" for i in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -115,7 +115,7 @@ def _pair(
             rows = course.history[course.history["frame"] == course.frames[k]["frame"]]
             answer = prediction(rows.drop_duplicates("item").set_index("item"), i)
             note = "not the same picture" if i in changed else name
-            cells.append(Cell(course.run.image(i), course.maps[k][i], course.label(i), *answer, note=note))
+            cells.append(Cell(course.image(i), course.maps[k][i], course.label(i), *answer, note=note))
     heading = "\n".join(
         f"{side}: {' · '.join(parts)}"
         for side, parts in zip(("Left", "Right"), _two_runs(courses, names, chosen), strict=True)
@@ -144,9 +144,10 @@ def _two_names(run: Run, other: Run) -> tuple[str, str]:
     return f"{ours}/{run.name}", f"{theirs}/{run.name}"
 
 
-def _not_the_same(run: Run, other: Run, items: Sequence[int]) -> list[int]:
-    "Those of `items` whose picture is another one in `other`, whatever the sizes."
-    return [i for i in items if np.abs(_thumbnail(run.image(i)) - _thumbnail(other.image(i))).max() > _OTHER_PICTURE]
+def _not_the_same(courses: Sequence[Course], items: Sequence[int]) -> list[int]:
+    "Those of `items` whose picture is another one in the other run, whatever the sizes; of one that is lost nobody knows."
+    apart = {i: np.abs(np.subtract(*(_thumbnail(c.image(i)) for c in courses))).max() for i in items}
+    return [i for i in items if apart[i] > _OTHER_PICTURE and not any(i in c.grey for c in courses)]
 
 
 def _thumbnail(image: Image.Image) -> np.ndarray:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from .suggest import one_of
 
@@ -42,9 +43,11 @@ class Course:
         self.frames: list[dict] = []
         self.maps: list[np.ndarray] = []
         self.classes = 1
+        self.grey: set[int] = set()
+        self._images: dict[int, Image.Image] = {}
         for frame in self.all_frames:
             try:
-                stored = run.maps(frame["frame"])[layer]
+                stored = _maps_of(run, frame["frame"], layer)
             except ValueError as error:
                 if frame["status"] == "ok":
                     warnings.warn(f"Frame {frame['frame']} is left out: {error}", stacklevel=4)
@@ -68,6 +71,18 @@ class Course:
             int(item): rows.drop_duplicates("frame").set_index("frame") for item, rows in self.history.groupby("item")
         }
 
+    def image(self, item: int) -> Image.Image:
+        "Image `item` of the panel, or, with a warning, a grey one where it cannot be read."
+        if item not in self._images:
+            try:
+                self._images[item] = self.run.image(item)
+            except ValueError as error:
+                warnings.warn(f"Image {item} is drawn grey: {error}", stacklevel=4)
+                self.grey.add(item)
+                entry = self.panel[item]
+                self._images[item] = Image.new("RGB", (entry["width"], entry["height"]), "#8c959f")
+        return self._images[item]
+
     def label(self, item: int) -> str:
         return str(self.panel[item]["label"] or self.panel[item]["name"])
 
@@ -82,6 +97,16 @@ class Course:
         if item not in self._by_item:
             return None
         return _verdict(self._by_item[item]["correct"].get(self.frames[k]["frame"]))
+
+
+def _maps_of(run: Run, number: int, layer: str) -> np.ndarray:
+    stored, n = run.maps(number), len(run.panel)
+    if layer not in stored:
+        raise ValueError(f"The maps of frame {number} have no layer {layer!r}.")
+    maps = stored[layer]
+    if maps.ndim not in (3, 4) or len(maps) != n or 0 in maps.shape or maps.dtype.kind not in "fiub":
+        raise ValueError(f"The maps of frame {number} are {maps.dtype} {maps.shape}, for a panel of {n} images.")
+    return maps
 
 
 def items_of(run: Run, items: Sequence[int] | None) -> list[int]:

@@ -88,7 +88,7 @@ def animation(
         unable = "The installed Pillow writes no .mp4. " if path.suffix.lower() == ".mp4" else ""
         raise ValueError(f"{unable}An animation is saved as {' or '.join(kinds)}, got {path.name!r}.")
     items = items_of(run, items)
-    images, labels = [run.image(i) for i in items], [course.label(i) for i in items]
+    images, labels = [course.image(i) for i in items], [course.label(i) for i in items]
     pages = []
     for k in evenly(len(frames), _MOST_STEPS):
         rows = history[history["frame"] == frames[k]["frame"]].drop_duplicates("item").set_index("item")

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import warnings
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -32,8 +31,20 @@ __all__ = ["HISTORY_COLUMNS", "SCHEMA_VERSION", "Run"]
 SCHEMA_VERSION = 1
 
 HISTORY_COLUMNS = [*"frame fit epoch item layer label target prob pred pred_prob correct loss".split(), *MEASURES]
-_NEEDED = ("status", "settings", "arch", "layers", "vocab", "panel", "frames")
-_FRAME = {"frame", "fit", "epoch", "metrics", "status", "error"}
+_OPTIONAL_TEXT = (str, type(None))
+_NUMBER = (int, float, type(None))
+# What the parts of `run.json` are: a type, or several, or what a list or a dict holds.
+_FRAME = {
+    "frame": int, "fit": int, "epoch": int, "metrics": dict, "status": str, "error": _OPTIONAL_TEXT
+}  # fmt: skip
+_ENTRY = {
+    "item": int, "name": str, "label": _OPTIONAL_TEXT, "image": str, "mask": _OPTIONAL_TEXT, "width": int, "height": int
+}  # fmt: skip
+_PARTS = {
+    "status": str, "settings": dict, "arch": _OPTIONAL_TEXT, "layers": list, "vocab": (list, type(None)), "panel": list,
+    "frames": list,
+}  # fmt: skip
+_WHOLE = ("frame", "fit", "epoch", "item")
 _TEXT, _FLAGS = ("layer", "label", "target", "pred"), ("correct", "pointing_hit")
 _BOOLEANS = {"TRUE": True, "FALSE": False, "": None}  # spreadsheets write them in capitals
 
@@ -81,17 +92,14 @@ class Run:
         try:
             info = json.loads(file.read_text(encoding="utf-8"))
             version = info["schema_version"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"There is no run in {str(self.path)!r}: it has no run.json.") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(file)!r} is damaged: {error}") from error
         if not isinstance(version, int):
             raise ValueError(f"{str(file)!r} is damaged: its schema version is {version!r}.")
-        missing = [key for key in _NEEDED if key not in info]
-        if missing and version <= SCHEMA_VERSION:
-            raise ValueError(f"{str(file)!r} is damaged: it has no {missing[0]!r}.")
-        if version <= SCHEMA_VERSION and not all(_FRAME <= f.keys() for f in info["frames"]):
-            raise ValueError(f"{str(file)!r} is damaged: one of its frames has no {' or '.join(sorted(_FRAME))}.")
+        if version <= SCHEMA_VERSION and (wrong := _not_a_run(info)):
+            raise ValueError(f"{str(file)!r} is damaged: {wrong}.")
         if version > SCHEMA_VERSION:
             raise ValueError(
                 f"{str(file)!r} has schema version {version}; this fastai_gradcam reads up to {SCHEMA_VERSION}. Upgrade it."
@@ -136,9 +144,11 @@ class Run:
     def history(self) -> pd.DataFrame:
         """One row per frame × image × layer (× class): see `HISTORY_COLUMNS`. Undefined numbers are NaN.
 
-        Only rows of frames that are complete; a damaged last row is left out, with a warning.
+        Only rows of frames that are complete; damaged rows are left out, with a warning.
         """
-        return read_history(self.path / "history.csv", {f["frame"] for f in self.frames})
+        info = self.info
+        frames = {f["frame"] for f in info["frames"]}
+        return read_history(self.path / "history.csv", frames, len(info["panel"]), info["layers"])
 
     def maps(self, frame: int) -> dict[str, np.ndarray]:
         """Raw maps of a frame: for each layer an array `(n, h, w)`, or `(n, K, h, w)` for K classes per image.
@@ -146,12 +156,12 @@ class Run:
         Raises `IndexError` for a frame that does not exist and `ValueError` for one that failed or is damaged.
         """
         number = self._frame(frame)["frame"]
-        file = self.path / "maps" / f"frame-{number:03d}.npz"
+        file = self._inside(f"maps/frame-{number:03d}.npz")
         try:
             # Opened here: numpy leaves a file that is no archive open.
             with file.open("rb") as data, np.load(data, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        except Exception as error:  # numpy, zipfile and zlib have many for bytes that are not what they seem
             raise ValueError(f"The maps of frame {number} ({str(file)!r}) cannot be read: {error}") from error
 
     def image(self, item: int) -> Image.Image:
@@ -169,7 +179,7 @@ class Run:
         return np.asarray(_images(self._inside(file)).convert("L")) > 127
 
     def _inside(self, file: str) -> Path:
-        "A file that `run.json` names: a run that somebody sent must not show what lies elsewhere on this machine."
+        "A file of the run, no link out of it: a run that somebody sent must not show what lies elsewhere on this machine."
         found = (self.path / file).resolve()
         if not found.is_relative_to(self.path.resolve()):
             raise ValueError(f"The run names the file {file!r}, which lies outside of its folder {str(self.path)!r}.")
@@ -181,7 +191,7 @@ class Run:
         Raises `IndexError` for a frame that does not exist and `ValueError` for one that failed or cannot be read.
         """
         number = self._frame(frame)["frame"]
-        return _images(self.path / "frames" / f"frame-{number:03d}.png")
+        return _images(self._inside(f"frames/frame-{number:03d}.png"))
 
     def evolution(self, path: str | Path | None = None, **options: Any) -> Image.Image:
         """The run on one page: a row per image, a column per frame, curves below; saved where `path` is given.
@@ -229,8 +239,15 @@ class Run:
         """
         from .findings import Thresholds, findings
 
-        masks = {p["item"]: self.mask(p["item"]) for p in self.panel}
-        areas = {item: float(mask.mean()) for item, mask in masks.items() if mask is not None and mask.any()}
+        areas = {}
+        for item in range(len(self.panel)):
+            try:
+                mask = self.mask(item)
+            except ValueError as error:
+                warnings.warn(f"The mask of image {item} is left out: {error}", stacklevel=2)
+                continue
+            if mask is not None and mask.any():
+                areas[item] = float(mask.mean())
         shapes: dict[str, tuple[int, ...]] = {}
         for frame in reversed([f["frame"] for f in self.frames if f["status"] == "ok"]):
             with suppress(ValueError):  # a damaged file; any other frame's maps have the same shape
@@ -281,6 +298,36 @@ class Run:
         return self.path.resolve().name
 
 
+def _not_a_run(info: dict[str, Any]) -> str:
+    "What in `run.json` is not what it should be, or nothing."
+
+    def wrong(parts: Any, kinds: dict[str, Any], where: str = "") -> str:
+        if not isinstance(parts, dict):
+            return f"{where} is {parts!r:.60}"
+        for key, kind in kinds.items():
+            if key not in parts:
+                return f"{where or 'it'} has no {key!r}"
+            if not isinstance(parts[key], kind) or isinstance(parts[key], bool):
+                return f"{key!r}{where and ' of '}{where} is {parts[key]!r:.60}"
+        return ""
+
+    if found := wrong(info, _PARTS):
+        return found
+    if not info["layers"] or not all(isinstance(layer, str) for layer in info["layers"]):
+        return f"'layers' is {info['layers']!r:.60}"
+    for i, entry in enumerate(info["panel"]):
+        if found := wrong(entry, _ENTRY, f"image {i}"):
+            return found
+        if entry["width"] < 1 or entry["height"] < 1:
+            return f"image {i} is {entry['width']}×{entry['height']} pixels"
+    for i, frame in enumerate(info["frames"]):
+        if found := wrong(frame, _FRAME, f"frame {i}"):
+            return found
+        if found := wrong(frame["metrics"], dict.fromkeys(frame["metrics"], _NUMBER), f"the metrics of frame {i}"):
+            return found
+    return ""
+
+
 def stamp_of(file: Path) -> tuple[int, ...] | None:
     "What changes when a file is written or replaced; `None` where there is none."
     try:
@@ -290,8 +337,8 @@ def stamp_of(file: Path) -> tuple[int, ...] | None:
     return about.st_mtime_ns, about.st_size, about.st_ino
 
 
-def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
-    "`history.csv` as a DataFrame, rows of `frames` only."
+def read_history(file: Path, frames: set[int], images: int, layers: Sequence[str]) -> pd.DataFrame:
+    "`history.csv` as a DataFrame, rows of `frames` only; those of an image or a layer that is not there are damaged."
     import pandas as pd
 
     numbers = [c for c in HISTORY_COLUMNS if c not in _TEXT and c not in _FLAGS]
@@ -305,17 +352,25 @@ def read_history(file: Path, frames: set[int]) -> pd.DataFrame:
     missing = [c for c in HISTORY_COLUMNS if c not in header]
     if missing:
         raise ValueError(f"{str(file)!r} is damaged: it has no column {missing[0]!r}.")
-    flags = [header.index(c) for c in _FLAGS]
-    whole = [r for r in rows if len(r) == len(header) and all(r[i].upper() in _BOOLEANS for i in flags)]
-    writing = rows and rows[-1][0] not in {str(frame) for frame in frames}  # the last row is of a frame on its way
-    if len(whole) < len(rows) and not (writing and whole == rows[:-1]):
-        warnings.warn(f"{file.name}: a damaged row is left out.", stacklevel=3)
     # A class may be called "NA" or "null": only numbers are undefined where they are empty.
-    table = pd.DataFrame(whole, columns=header, dtype=str)
+    table = pd.DataFrame([r for r in rows if len(r) == len(header)], columns=header, dtype=str)
+    table.index = pd.Index([i for i, r in enumerate(rows) if len(r) == len(header)])
     for column in numbers:
         table[column] = pd.to_numeric(table[column], errors="coerce")
-    table = table[table["frame"].isin(frames) & table["item"].notna()].reset_index(drop=True)
-    for column in ("frame", "fit", "epoch", "item"):
+    whole = table["layer"].isin([" ".join(layer.splitlines()) for layer in layers]) & table["item"].between(
+        0, images - 1
+    )
+    for column in _WHOLE:
+        whole &= (table[column].abs() < 2**31) & (table[column] % 1 == 0)
+    for column in _FLAGS:
+        whole &= table[column].str.upper().isin(list(_BOOLEANS))
+    table = table[whole]
+    writing = rows and rows[-1][0] not in {str(frame) for frame in frames}  # the last row is of a frame on its way
+    left_out = set(range(len(rows))) - set(table.index)
+    if left_out and not (writing and left_out == {len(rows) - 1}):
+        warnings.warn(f"{file.name}: a damaged row is left out.", stacklevel=3)
+    table = table[table["frame"].isin(frames)].reset_index(drop=True)
+    for column in _WHOLE:
         table[column] = table[column].astype(int)
     for column in _FLAGS:
         table[column] = table[column].str.upper().map(_BOOLEANS).astype("boolean")
@@ -340,8 +395,8 @@ def _images(file: Path) -> Image.Image:
         raise ValueError(f"The picture {str(file)!r} cannot be read: {error}") from error
 
 
-def _alive(pid: int | None) -> bool:
-    if not pid:
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     if os.name == "nt":  # there, signal 0 would end the process
         return True

@@ -149,7 +149,7 @@ def overlays(
     chip: tuple[str, str] | None = None,
 ) -> None:
     "One row of pictures: the image itself, and in column `c` the frame `at[c]` of the course."
-    image = page.fitted(course.run.image(item))
+    image = page.fitted(course.image(item))
     page.picture(place, row, 0, image)
     if chip is not None:
         page.chip(place, row, *chip)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from report_fixture import make_run
 
 from fastai_gradcam import Run
 from fastai_gradcam.cli import main
@@ -111,6 +112,28 @@ def test_a_mistake_is_answered_in_a_sentence_without_a_traceback(args, words, ca
     assert main([a.format(tmp=tmp_path) for a in args]) == 2
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("folder", "--out is the report's file; '{}' is a folder"),
+        ("file/report.html", "file"),
+        ("file", ""),
+    ],
+)
+def test_a_report_that_cannot_be_written_there_is_a_sentence(out, words, capsys, tmp_path):
+    run, place = make_run(tmp_path / "run", n=1, frames=1), tmp_path / out
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    assert main(["report", str(run), "--out", str(place)]) == (0 if out == "file" else 2)
+    assert words.format(place) in capsys.readouterr().err
+
+
+def test_a_file_is_no_run(capsys, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert main(["report", str(tmp_path / "file")]) == 2
+    assert f"There is no run in {str(tmp_path / 'file')!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["demo", "train", "explain", "report"])
