@@ -387,6 +387,8 @@ BEHIND = (
 ).split()
 BEHIND_FRAMES = ("frame_before", "fell_in", "late_from")
 
+_FEW_PLACES = 4  # more of them in one sentence would not be read
+
 Say = Callable[[_Panel, pd.DataFrame, dict], str]
 
 
@@ -459,16 +461,23 @@ def _per_cent(share: float) -> str:
 
 def _where(group: pd.DataFrame) -> str:
     """The place that the centroids of a group share, or nothing."""
-    names = set()
+    places = _places_of(group)
+    return _in_place(places.index[0]) if len(places) == 1 and places.iloc[0] == len(group) else ""
+
+
+def _places_of(group: pd.DataFrame) -> pd.Series:
+    """How many centroids of a group lie in which part of the picture, the most common part first."""
+    names = []
     for y, x in zip(group["centroid_y"], group["centroid_x"], strict=True):
         if _missing(y) or _missing(x):
-            return ""
+            continue
         row = "upper" if y < 0.4 else "lower" if y > 0.6 else ""
         column = "left" if x < 0.4 else "right" if x > 0.6 else ""
-        names.add(" ".join(filter(None, (row, column))) or "middle")
-    if len(names) != 1:
-        return ""
-    place = names.pop()
+        names.append(" ".join(filter(None, (row, column))) or "middle")
+    return pd.Series(names, dtype=object).value_counts()
+
+
+def _in_place(place: str) -> str:
     return f"in the {place}" if place == "middle" else f"in the {place} part of the picture"
 
 
@@ -525,11 +534,20 @@ def _say_wrong(panel: _Panel, group: pd.DataFrame, e: dict) -> str:
     pred, most = preds.index[0], 2 * preds.iloc[0] > len(group)
     taken = f"taken for {_name(pred)}" if len(preds) == 1 else f"mostly taken for {_name(pred)}" if most else ""
     text = f"{taken if pred and taken else 'wrong'} ({_per_cent(e['pred_prob'])} sure)"
+    empty = int((group["evidence"] == 0).sum())
+    if empty == len(group):
+        return f"{text}; {'its map is' if empty == 1 else 'their maps are'} empty"
     if "mask_share" in e:
         text += f"; of what speaks for {_explained(group)}, {_per_cent(e['mask_share'])} is on the object"
-    elif _where(group):
-        text += f"; what speaks for {_explained(group)} is centred {_where(group)}"
-    return text
+    elif len(places := _places_of(group)) == 1:
+        text += f"; what speaks for {_explained(group)} is centred {_in_place(places.index[0])}"
+    elif len(places):
+        listed = (
+            [f"{count} {_in_place(place)}" for place, count in places.items()] if len(places) <= _FEW_PLACES else []
+        )
+        text += f"; what speaks for {_explained(group)} is centred in different places"
+        text += (": " + ", ".join(listed).replace(" part of the picture", "")) if listed else ""
+    return text + (f"; {empty} of the maps {'is' if empty == 1 else 'are'} empty" if empty else "")
 
 
 def _say_unsettled(panel: _Panel, group: pd.DataFrame, e: dict) -> str:

@@ -357,6 +357,62 @@ def test_wrong_and_where_it_looked():
     )
 
 
+def looked_at(places, frames=6):
+    "Trout 12, 13, … taken for Bass, without masks; each at one of `places`, `None` for an empty map."
+
+    def change(frame, item, label):
+        if not frame or not 12 <= item < 12 + len(places):
+            return {"mask_share": np.nan}
+        at = places[item - 12]
+        y, x = (np.nan, np.nan) if at is None else at
+        found = {"pred": "Bass", "mask_share": np.nan, "centroid_y": y, "centroid_x": x}
+        return found | ({"evidence": 0.0, "border_share": np.nan} if at is None else {})
+
+    table = findings(history(change, frames), thresholds=Thresholds(late_frames=99))
+    return only(table[table["kind"] == "wrong"])["text"].partition("; ")[2]
+
+
+LEFT, MIDDLE, RIGHT = (0.2, 0.2), (0.5, 0.5), (0.8, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ([LEFT] * 3, "what speaks for Trout is centred in the upper left part of the picture"),
+        (
+            [LEFT, MIDDLE, LEFT],
+            "what speaks for Trout is centred in different places: 2 in the upper left, 1 in the middle",
+        ),
+        ([None], "its map is empty"),
+        ([None] * 3, "their maps are empty"),
+        (
+            [RIGHT, None],
+            "what speaks for Trout is centred in the lower right part of the picture; 1 of the maps is empty",
+        ),
+        (
+            [RIGHT, None, LEFT, None],
+            "what speaks for Trout is centred in different places: 1 in the lower right, 1 in the upper left; "
+            "2 of the maps are empty",
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_images_without_masks_always_say_where(places, words):
+    assert looked_at(places) == words
+
+
+def test_many_different_places_are_not_listed():
+    many = [(y, x) for y in (0.1, 0.5, 0.9) for x in (0.1, 0.9)][:5]
+
+    def change(frame, item, label):
+        if not frame or item > 4:
+            return {"mask_share": np.nan}
+        return {"pred": "Trout", "mask_share": np.nan, "centroid_y": many[item][0], "centroid_x": many[item][1]}
+
+    table = findings(history(change, per_class=5), thresholds=Thresholds(late_frames=99))
+    assert only(table[table["kind"] == "wrong"])["text"].endswith("what speaks for Bass is centred in different places")
+
+
 def test_wrong_images_of_a_class_are_one_row():
     preds = {12: "Bass", 13: "Bass", 14: "Sprat"}
     run = history(lambda f, i, k: {"pred": preds[i]} if i in preds and f == 5 else {})
