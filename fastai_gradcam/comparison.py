@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from .course import Course, evenly, items_of, prediction, scale_of, title
-from .render import DEFAULT_ALPHA, DEFAULT_CMAP, FAINT, Cell, grid
+from .render import DEFAULT_ALPHA, DEFAULT_CMAP, FAINT, INK, PAPER, Cell, font, grid, wrap
 from .sheet import MOST_COLUMNS, Head, Sheet, overlays
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _NO_DIFFERENCE = ("path", "name", "resume", "show", "loggers", "on_error", "laye
 
 def compare(
     run: Run,
-    other: Run,
+    other: Run | str | Path,
     frame: int | None = None,
     items: Sequence[int] | None = None,
     layer: str | None = None,
@@ -41,7 +43,7 @@ def compare(
 ) -> Image.Image:
     """Two runs on the same panel, frame against frame: for each image a row of `run` above one of `other`, RGB.
 
-    A column holds the frames of both after as many epochs of training; where a run has none, its cell is empty. Of
+    `other`: a run, or the folder of one. A column holds the frames of both after as many epochs of training; where a run has none, its cell is empty. Of
     more than `columns`, evenly spread ones that both have are drawn, and the last of each run. Under each image stand
     the curves of both. Above all, what the runs are, and which settings differ. `frame`: only this frame of each
     (negative counts from the last), side by side. `layer`: default the last of each run; `items`, `tile`, `scale` and
@@ -51,6 +53,7 @@ def compare(
     another crop) a warning tells, and they are marked. Another size is the same picture. Raises `ValueError` where
     the panels have different names.
     """
+    other = type(run)(other) if isinstance(other, (str, Path)) else other
     _same_names(run, other)
     items = items_of(run, items)
     courses = [Course(run, layer), Course(other, layer)]
@@ -120,7 +123,30 @@ def _pair(
         f"{side}: {' · '.join(parts)}"
         for side, parts in zip(("Left", "Right"), _two_runs(courses, names, chosen), strict=True)
     )
-    return grid(cells, heading, columns=2 if len(items) < 5 else 4, tile=tile, alpha=alpha, cmap=cmap)
+    cut = len(cells) if len(items) < 5 else 2 * -(-len(items) // 2)
+    blocks = [grid(c, columns=2, tile=tile, alpha=alpha, cmap=cmap) for c in (cells[:cut], cells[cut:]) if c]
+    return _side_by_side(blocks, heading, tile)
+
+
+def _side_by_side(blocks: Sequence[Image.Image], heading: str, tile: int) -> Image.Image:
+    "Blocks of pairs under one heading, and further from each other than the two of a pair."
+    gap, text = tile // 16, font(tile // 11)
+    apart = 3 * gap * (len(blocks) - 1)
+    # One narrow block makes room for the longest part of the heading, within reason.
+    longest = max(text.getlength(part) for line in heading.split("\n") for part in line.split(" · "))
+    width = max(sum(b.width for b in blocks) + apart, math.ceil(min(longest, 3 * tile)) + 2 * gap)
+    lines = wrap(heading, text, width - 2 * gap)
+    line = round(text.size * 1.4)
+    top = gap + len(lines) * line
+    page = Image.new("RGB", (width, top + max(b.height for b in blocks)), PAPER)
+    draw = ImageDraw.Draw(page)
+    for i, words in enumerate(lines):
+        draw.text((gap, gap + i * line), words, INK if words.startswith(("Left: ", "Right: ")) else FAINT, text)
+    x = 0
+    for block in blocks:
+        page.paste(block, (x, top))
+        x += block.width + 3 * gap
+    return page
 
 
 def _same_names(run: Run, other: Run) -> None:
@@ -165,8 +191,9 @@ def _two_runs(courses: Sequence[Course], names: Sequence[str], frames: Sequence[
         parts = [f"{name} ({course.run.info['arch']})", f"layer {course.layer}"]
         parts += [size] if len(set(sizes)) > 1 else []
         parts += [f"{key} {own.get(key)}" for key in differ]
-        parts += [f"{title(course.frames[k], course.several)}:"]
-        parts += [f"{key} {v:.3g}" for key, v in course.frames[k]["metrics"].items() if v is not None]
+        metrics = [f"{key} {v:.3g}" for key, v in course.frames[k]["metrics"].items() if v is not None]
+        when = title(course.frames[k], course.several)
+        parts += [f"{when}: {metrics[0]}", *metrics[1:]] if metrics else [when]
         said.append(parts)
     return said
 

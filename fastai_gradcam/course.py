@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
     from .run import Run
 
-__all__ = ["Course", "evenly", "items_of", "prediction", "scale_of", "title"]
+__all__ = [
+    "Course",
+    "about",
+    "evenly",
+    "first_class",
+    "items_of",
+    "layer_of",
+    "prediction",
+    "scale_of",
+    "title",
+]
 
 SCALES = ("map", "image", "all")
 
@@ -33,11 +43,7 @@ class Course:
     "What of a run is drawn: its complete frames, their maps `(n, h, w)` of one layer and first class, its history."
 
     def __init__(self, run: Run, layer: str | None):
-        # The last layer says most about the class, and is the one that the findings judge.
-        layers = run.layers
-        layer = layers[-1] if layer is None else layer
-        if layer not in layers:
-            raise ValueError(f"The run has no layer {layer!r}; it has {', '.join(layers)}.")
+        layer = layer_of(run, layer)
         self.run, self.layer, self.panel = run, layer, run.panel
         self.all_frames: list[dict] = run.frames
         self.frames: list[dict] = []
@@ -59,17 +65,14 @@ class Course:
             raise ValueError(f"The run {run.name!r} has no complete frame yet.")
         history = run.history
         self.history = history[history["layer"] == layer]
-        parts = [f"layer {layer}"] if len(layers) > 1 else []
-        parts += [f"the first of {self.classes} classes"] if self.classes > 1 else []
-        self.about = ", ".join(parts)
+        self.about = about(run, layer, self.classes)
         self.several = len({f["fit"] for f in self.frames}) > 1
         self.masked = bool(self.history["mask_share"].notna().any())
 
     @cached_property
     def _by_item(self) -> dict[int, pd.DataFrame]:
-        return {
-            int(item): rows.drop_duplicates("frame").set_index("frame") for item, rows in self.history.groupby("item")
-        }
+        first = first_class(self.history, self.classes)
+        return {int(item): rows.set_index("frame") for item, rows in first.groupby("item")}
 
     def image(self, item: int) -> Image.Image:
         "Image `item` of the panel, or, with a warning, a grey one where it cannot be read."
@@ -107,6 +110,28 @@ def _maps_of(run: Run, number: int, layer: str) -> np.ndarray:
     if maps.ndim not in (3, 4) or len(maps) != n or 0 in maps.shape or maps.dtype.kind not in "fiub":
         raise ValueError(f"The maps of frame {number} are {maps.dtype} {maps.shape}, for a panel of {n} images.")
     return maps
+
+
+def layer_of(run: Run, layer: str | None) -> str:
+    "The layer to draw: by default the last, which says most about the class, and is the one that the findings judge."
+    layers = run.layers
+    layer = layers[-1] if layer is None else layer
+    if layer not in layers:
+        raise ValueError(f"The run has no layer {layer!r}; it has {', '.join(layers)}.")
+    return layer
+
+
+def about(run: Run, layer: str, classes: int) -> str:
+    "Which of several layers and classes is drawn, in words."
+    parts = [f"layer {layer}"] if len(run.layers) > 1 else []
+    parts += [f"the first of {classes} classes"] if classes > 1 else []
+    return ", ".join(parts)
+
+
+def first_class(history: pd.DataFrame, classes: int) -> pd.DataFrame:
+    "Of a layer's rows those of the first of `classes`; where a row is lost nobody knows which of an image's is the first."
+    groups = history.groupby(["frame", "item"])
+    return history[(groups.cumcount() == 0) & (groups["item"].transform("size") == classes)]
 
 
 def items_of(run: Run, items: Sequence[int] | None) -> list[int]:

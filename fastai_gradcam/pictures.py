@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from .comparison import compare
-from .course import Course, evenly, items_of, prediction, scale_of, title
+from .course import Course, about, evenly, first_class, items_of, layer_of, prediction, scale_of, title
 from .render import DEFAULT_ALPHA, DEFAULT_CMAP, PAPER, Cell, grid
 from .sheet import MOST_COLUMNS, Head, Sheet, overlays
+from .suggest import one_of
 
 if TYPE_CHECKING:
     from .run import Run
@@ -22,6 +23,7 @@ __all__ = ["animation", "compare", "evolution", "plot", "title"]
 
 PROBABILITY, ON_OBJECT = "#0969da", "#bc4c00"
 _MOST_STEPS = 60
+_NOT_DRAWN = "frame fit epoch item layer label target pred".split()
 
 
 def evolution(
@@ -112,28 +114,47 @@ def animation(
 
 
 def plot(
-    run: Run, columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"), ax: Any = None
+    run: Run,
+    columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"),
+    ax: Any = None,
+    layer: str | None = None,
 ) -> np.ndarray:
     """Curves over the frames: the panel's mean of each of `columns` of the history, and one thin line per image.
 
-    Draws into the matplotlib axes `ax` (one per column, default new ones) and returns them, an array. A column without
-    numbers (no masks) is left out. Raises `ValueError` where that leaves none.
+    `layer`: default the last; of several classes per image the first is drawn. Draws into the matplotlib axes `ax` (one
+    per column, default new ones) and returns them, an array. A column without numbers (no masks) is left out; its axes,
+    where they were given, say so. Raises `ValueError` for a layer or column that there is not, where no column has
+    numbers, and for another count of axes.
     """
     import matplotlib.pyplot as plt
 
-    history = run.history
-    columns = [c for c in columns if c in history and history[c].notna().any()]
-    if not columns:
+    layer, history = layer_of(run, layer), run.history
+    history = history[history["layer"] == layer]
+    classes = int(history.groupby(["frame", "item"]).size().max()) if len(history) else 1
+    history = first_class(history, classes)
+    drawable = [c for c in history if c not in _NOT_DRAWN]
+    columns = [columns] if isinstance(columns, str) else list(columns)
+    for column in columns:
+        if column not in drawable:
+            raise ValueError(one_of("column", column, drawable, most=len(drawable)))
+    known = [c for c in columns if history[c].notna().any()]
+    if not known:
         raise ValueError("The run has no numbers in these columns yet.")
     if ax is None:
-        ax = plt.subplots(1, len(columns), figsize=(4 * len(columns), 3), squeeze=False, layout="constrained")[1][0]
+        ax = plt.subplots(1, len(known), figsize=(4 * len(known), 3), squeeze=False, layout="constrained")[1][0]
     axes = np.atleast_1d(ax)
-    for column, at in zip(columns, axes, strict=True):
-        per_item = history.pivot_table(index="frame", columns="item", values=column, aggfunc="mean")
+    if axes.size not in (len(columns), len(known)):
+        raise ValueError(f"ax has {axes.size} axes for {len(columns)} columns; give one for each.")
+    for column, at in zip(columns if axes.size == len(columns) else known, axes.flat, strict=True):
+        words = filter(None, (column.replace("_", " "), about(run, layer, classes)))
+        at.set_title("\n".join(words).replace("$", r"\$"))
+        at.set_xlabel("frame")
+        if column not in known:
+            at.text(0.5, 0.5, "no numbers", color="0.5", ha="center", va="center", transform=at.transAxes)
+            continue
+        per_item = history.astype({column: float}).pivot(index="frame", columns="item", values=column)
         at.plot(per_item, color="0.8", linewidth=0.8)
         at.plot(per_item.mean(axis=1), color=PROBABILITY, linewidth=2, marker="o", markersize=3)
-        at.set_title(column.replace("_", " "))
-        at.set_xlabel("frame")
     return axes
 
 

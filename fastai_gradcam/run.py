@@ -216,17 +216,24 @@ class Run:
         return pictures.animation(self, path, **options)
 
     def plot(
-        self, columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"), ax: Any = None
+        self,
+        columns: Sequence[str] = ("prob", "mask_share", "entropy", "centroid_shift"),
+        ax: Any = None,
+        layer: str | None = None,
     ) -> np.ndarray:
-        "Curves over the frames: the mean of each of `columns` and a thin line per image; see `fastai_gradcam.pictures.plot`."
+        """Curves over the frames: the mean of each of `columns` and a thin line per image, of `layer`, default the last.
+
+        See `fastai_gradcam.pictures.plot`.
+        """
         from . import pictures
 
-        return pictures.plot(self, columns, ax)
+        return pictures.plot(self, columns, ax, layer)
 
-    def compare(self, other: Run, **options: Any) -> Image.Image:
+    def compare(self, other: Run | str | Path, **options: Any) -> Image.Image:
         """This run and `other` on the same panel, frame against frame, or with `frame=` one of each side by side.
 
-        `options`: those of `fastai_gradcam.pictures.compare` (`frame`, and those of `evolution`).
+        `other`: a run, or the folder of one. `options`: those of `fastai_gradcam.pictures.compare` (`frame`, and those
+        of `evolution`).
         """
         from . import pictures
 

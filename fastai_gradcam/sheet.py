@@ -89,13 +89,18 @@ class Sheet:
         row: int,
         column: int,
         image: Image.Image,
-        outline: str | None = None,
         map: np.ndarray | None = None,
+        verdict: bool | None = None,
     ) -> None:
         x, y = self._cell(place, row, column)
         self.image.paste(image, (x, y))
-        if outline is not None:
-            self.draw.rectangle((x, y, x + image.width - 1, y + image.height - 1), outline=outline, width=2)
+        if map is not None:
+            right, below = x + image.width - 1, y + image.height - 1
+            self.draw.rectangle((x, y, right, below), outline=VERDICTS[verdict], width=2)
+        if verdict is not None:
+            # For those who cannot tell the two colours.
+            side = round(self.small.size * 1.3)
+            _chip(self.draw, (right - side + 1, y), "✓" if verdict else "✗", VERDICTS[verdict], self.small, side)
         if map is not None:
             mark_empty(self.draw, (x + 6, y + 5), map, self.small)
 
@@ -159,7 +164,7 @@ def overlays(
             continue
         map = course.maps[at[c]][item]
         shown = overlay(image, map, alpha, cmap, vmax)
-        page.picture(place, row, c + 1, shown, VERDICTS[course.verdict(item, at[c])], map)
+        page.picture(place, row, c + 1, shown, map, course.verdict(item, at[c]))
 
 
 def _head(rows: Head, text: ImageFont.FreeTypeFont, space: int, line: int, width: int) -> Image.Image:

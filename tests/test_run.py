@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -457,6 +458,56 @@ def test_columns_without_numbers_are_left_out(tmp_path):
     plt.close("all")
 
 
+def thick(ax):
+    return max(ax.lines, key=lambda line: line.get_linewidth()).get_ydata()
+
+
+def test_curves_are_of_one_layer_and_class_which_the_title_names(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=3, frames=4, layers=("0.6.5", "0.7.2"), classes=2))
+    rows = run.history.groupby(["layer", "frame", "item"])["evidence"].first().groupby(["layer", "frame"]).mean()
+    for layer, shown in ((None, "0.7.2"), ("0.6.5", "0.6.5")):
+        (ax,) = run.plot(["evidence"], layer=layer)
+        assert np.allclose(thick(ax), rows[shown])
+        assert ax.get_title() == f"evidence\nlayer {shown}, the first of 2 classes"
+    with pytest.raises(ValueError, match=r"no layer '0\.9'; it has 0\.6\.5, 0\.7\.2"):
+        run.plot(layer="0.9")
+    plt.close("all")
+
+
+def test_the_second_class_is_never_drawn_as_the_first(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=2, frames=3, classes=2))
+    whole = run.history
+    lines = (run.path / "history.csv").read_text().splitlines()
+    row = whole.index[(whole["frame"] == 1) & (whole["item"] == 0)][0]
+    (run.path / "history.csv").write_text("\n".join([*lines[: row + 1], lines[row + 1][:20], *lines[row + 2 :]]) + "\n")
+    with pytest.warns(UserWarning, match="damaged row"):
+        course = Course(run, None)
+    known = whole[whole["item"] == 0].groupby("frame")["evidence"].first()
+    assert course.values(0, "evidence") == pytest.approx([known[0], np.nan, known[2]], nan_ok=True)
+    assert course.classes == 2
+
+
+def test_axes_that_were_given_are_all_used(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=2, frames=2, masks=False))
+    four = plt.subplots(2, 2)[1]
+    assert run.plot(ax=four) is four
+    assert [a.get_title() for a in four.flat] == ["prob", "mask share", "entropy", "centroid shift"]
+    assert [len(a.lines) for a in four.flat] == [3, 0, 3, 3]
+    assert [t.get_text() for t in four.flat[1].texts] == ["no numbers"]
+    assert [len(a.lines) for a in run.plot(ax=plt.subplots(1, 3)[1])] == [3, 3, 3]
+    with pytest.raises(ValueError, match="ax has 2 axes for 4 columns; give one for each"):
+        run.plot(ax=plt.subplots(1, 2)[1])
+    plt.close("all")
+
+
+@pytest.mark.parametrize("column", ["entrpy", "label", "frame"])
+def test_a_column_that_there_is_not_is_named(column, run):
+    with pytest.raises(ValueError, match=f"There is no column '{column}'"):
+        run.plot(["prob", column])
+    assert run.plot("correct")[0].get_title() == "correct"
+    plt.close("all")
+
+
 def two_runs(tmp_path, frames=(5, 5), n=3, **options):
     "Two runs on the same pictures, whose maps differ."
     one, other = (
@@ -494,8 +545,49 @@ def test_two_runs_stand_frame_against_frame(frames, tmp_path):
         for column, k in enumerate(shown):
             expected = np.asarray(overlay(image, run.maps(k)["0.7.2"][item]))[2:-2, 2:-2]
             drawn = cell(page, run, len(shown), item, row, column + 1)[2:-2, 2:-2]
-            assert np.array_equal(drawn, expected), (item, row, column)
+            sign = round(font(max(9, len(small) // 14)).size * 1.3)  # in the upper right corner
+            assert np.array_equal(drawn[sign:], expected[sign:]), (item, row, column)
+            assert np.array_equal(drawn[:, :-sign], expected[:, :-sign]), (item, row, column)
     assert coloured(page, RIGHT) and coloured(page, WRONG)
+
+
+def test_right_and_wrong_differ_by_more_than_their_colour(tmp_path):
+    signs = []
+    for correct in (True, False):
+        run = recorded(tmp_path / str(correct), ["a"], correct=correct)
+        for page, rows in ((run.evolution(), 1), (run.compare(run), 2)):
+            corner = cell(page, run, 3, 0, 0, 1, rows)[:14, -14:].astype(int)
+            signs.append((corner.min(-1) > 110)[2:-2, 2:-2])
+    right, wrong = signs[:2], signs[2:]
+    assert np.array_equal(*right) and np.array_equal(*wrong)
+    assert right[0].sum() > 8 < wrong[0].sum() and (right[0] != wrong[0]).sum() > 8
+    unknown = recorded(tmp_path / "unknown", ["a"], correct=None)
+    plain = overlay(unknown.image(0).resize((160, 120), Image.Resampling.BICUBIC), unknown.maps(0)["0.2"][0])
+    assert np.array_equal(cell(unknown.evolution(), unknown, 3, 0, 0, 1, 1)[2:-2, 2:-2], np.asarray(plain)[2:-2, 2:-2])
+
+
+def test_the_pairs_of_two_runs_stand_apart(tmp_path):
+    one, other = two_runs(tmp_path, (3, 3), n=6)
+    page = np.asarray(one.compare(other, frame=-1, tile=100))
+    # Through the middle of a row of pictures, the white gaps between them.
+    heights = [y for y in range(page.shape[0]) if (page[y] != 255).all(-1).sum() > 350]
+    white = (page[heights[len(heights) // 2]] == 255).all(-1)
+    edges = np.flatnonzero(np.diff(np.concatenate([[1], white.astype(int), [1]])))
+    gaps = [b - a for a, b in zip(edges[1::2], edges[2::2], strict=False)]
+    assert len(gaps) == 3 and gaps[1] > 4 * gaps[0] and gaps[0] == gaps[2]
+    head = [" · ".join(p) for p in _two_runs([Course(r, None) for r in (one, other)], ("a", "b"), [-1, -1])]
+    assert all(re.search(r"ep 0: train_loss [\d.]+ · valid_loss", words) for words in head), head
+
+
+def test_a_frame_without_metrics_has_a_name_and_no_colon(tmp_path):
+    run = recorded(tmp_path / "run", ["a"], frames=1)
+    assert _two_runs([Course(run, None)] * 2, ("a", "b"), [0, 0])[0][-1] == "before"
+
+
+def test_runs_are_compared_by_their_folders_as_well(tmp_path):
+    one, other = two_runs(tmp_path)
+    for folder in (other.path, str(other.path)):
+        assert one.compare(folder).tobytes() == one.compare(other).tobytes()
 
 
 def test_one_frame_of_each_run_is_a_pair(tmp_path):
@@ -537,7 +629,8 @@ def test_a_comparison_names_the_runs_and_the_settings_that_differ(tmp_path):
     other = Run(make_run(tmp_path / "other", n=2, frames=2, info={"settings": more, "arch": "vgg16"}))
     courses = [Course(one, None), Course(other, None)]
     said = _two_runs(courses, _two_names(one, other), [-1, -1])
-    assert said[0][:3] == ["one (resnet18)", "layer 0.7.2", "method gradcam"] and said[0][3] == "epoch 0:"
+    assert said[0][:3] == ["one (resnet18)", "layer 0.7.2", "method gradcam"]
+    assert said[0][3].startswith("epoch 0: train_loss ")
     assert said[1][:3] == ["other (vgg16)", "layer 0.7.2", "method hirescam"]
     assert any(part.startswith("accuracy ") for part in said[0])
     (tmp_path / "b").mkdir()
