@@ -83,7 +83,8 @@ class GradCAMCallback(Callback):
       negative.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
     - `every`: a frame every so many epochs; the last epoch of a fit always has one.
-    - `masks`: where the object is: a callable `item -> mask`, a folder of masks, or a mapping to masks or boxes.
+    - `masks`: where the object is: a callable `item -> mask`, a folder of masks, a mapping to masks or boxes, or a list
+      with one for each of `items`.
     - `path`: the folder of runs (default `learn.path/"gradcam"`); `name`: the run's folder in it (default: the time).
       A name that exists is refused unless `resume=True`, which goes on with that run.
     - `show`: show each grid under the progress table (default: in a notebook).

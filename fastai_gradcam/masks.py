@@ -15,16 +15,19 @@ from fastai.torch_core import to_device
 from fastai.vision.core import PILMask
 from PIL import Image, ImageDraw
 
+from .data import as_list
+
 __all__ = ["Masks", "finder", "mask_of", "warn_of_shared", "warn_of_unseen"]
 
-Masks = None | str | Path | Mapping[Any, Any] | Callable[[Any], Any]
+Masks = None | str | Path | Mapping[Any, Any] | Callable[[Any], Any] | Sequence[Any] | np.ndarray | torch.Tensor
 
 
-def finder(masks: Masks) -> Callable[[Any, str], Any] | None:
+def finder(masks: Masks, items: int | None = None) -> Callable[[Any, str], Any] | None:
     """`masks` as a function from an item and its name to what was given for it, `None` where there are no masks.
 
     `masks`: a callable `item -> mask`; a folder that holds a mask under each image's name or relative path, with any
-    image suffix; or a mapping from an item's path, name or file name. A mask is a path, an image or array of the
+    image suffix; a mapping from an item's path, name or file name; or, for so many `items` as were given, a list with an
+    entry for each, to be asked for in their order. A mask is a path, an image or array of the
     original image's size (any value but 0 is object), a box `(x0, y0, x1, y1)` or a list of boxes in pixels of the
     original image, `[]` for an image without an object, or `None` for one of which nothing is known. Raises `ValueError`
     for a folder that does not exist and `TypeError` for anything else.
@@ -39,7 +42,23 @@ def finder(masks: Masks) -> Callable[[Any, str], Any] | None:
         if not Path(masks).is_dir():
             raise ValueError(f"masks={str(masks)!r} is not a folder.")
         return _Folder(Path(masks))
-    raise TypeError(f"masks must be a callable item -> mask, a folder, or a mapping to masks or boxes, got {masks!r}.")
+    entries = list(masks) if isinstance(masks, (np.ndarray, torch.Tensor)) and masks.ndim else as_list(masks)
+    if entries is None:
+        raise TypeError(
+            "masks must be a callable item -> mask, a folder, a mapping to masks or boxes, or a list with one for each of "
+            f"items=, got {masks!r:.200}."
+        )
+    if items is None:
+        raise ValueError(
+            f"masks is a list of {len(entries)}, and which images the panel takes is not said: give items=, one for each "
+            "mask, or a callable item -> mask."
+        )
+    if len(entries) != items:
+        raise ValueError(
+            f"masks has {len(entries)} entries for {items} items=: give one for each, None where there is none."
+        )
+    in_order = iter(entries)
+    return lambda item, name: next(in_order)
 
 
 def mask_of(

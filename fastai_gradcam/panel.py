@@ -89,7 +89,7 @@ def build_panel(
         sources = [_at(all_items, i) for i in indices]
     root = getattr(dls, "path", None)
     names = [item_name(item, i, root) for item, i in zip(sources, indices, strict=True)]
-    find, batches, found = finder(masks), [], []
+    find, batches, found = finder(masks, None if items is None else len(items)), [], []
     unseen: list[str] = []
     for item, index, name in zip(sources, indices, names, strict=True):
         sample = read(dl, index, name)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from fastcore.foundation import L
 from PIL import Image
 from training import Quiet, one_thread, tiny_learner  # noqa: F401
 
@@ -128,3 +130,45 @@ def test_images_that_share_a_mask_by_their_file_name_are_told(image_folder, tmp_
     _, tree = photos_and_masks(image_folder, tmp_path / "tree", tree=True)
     panel_of(image_folder, tmp_path, tree)
     assert not [w for w in recwarn if "mask" in str(w.message)]
+
+
+BOXES = [(0, 0, 32, 64), (0, 0, 64, 16), [(0, 0, 16, 16), (48, 48, 64, 64)], None]
+SHARES = [0.5, 0.25, 0.125, None]
+
+
+@pytest.mark.parametrize("by", ["indices", "paths"])
+@pytest.mark.parametrize("kind", [list, tuple, L, iter], ids=["list", "tuple", "L", "iterator"])
+def test_masks_may_be_a_list_with_one_for_each_item(kind, by, image_folder, tmp_path):
+    learn = tiny_learner(image_folder, tmp_path)
+    items = [3, 0, 2, 1] if by == "indices" else [learn.dls.valid_ds.items[i] for i in (3, 0, 2, 1)]
+    if kind is iter:
+        with pytest.raises(TypeError, match=r"a list with one for each of items=, got <list_iterator"):
+            build_panel(learn, items=items, masks=kind(BOXES))
+        return
+    panel = build_panel(learn, items=items, masks=kind(BOXES))
+    assert [None if m is None else m.mean() for m in panel.masks] == SHARES
+
+
+def test_masks_may_be_an_array_with_a_box_or_a_mask_for_each_item(image_folder, tmp_path):
+    learn = tiny_learner(image_folder, tmp_path)
+    boxes = np.array([(0, 0, 32, 64), (0, 0, 64, 16)])
+    drawn = np.stack([np.asarray(_boxes(box[None], (64, 64))) for box in boxes])
+    for masks in (boxes, torch.tensor(boxes), drawn):
+        assert [m.mean() for m in build_panel(learn, items=[1, 4], masks=masks).masks] == SHARES[:2]
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [(None, r"masks is a list of 4, .* give items=, one for each mask"), ([0, 1], r"masks has 4 entries for 2 items=")],
+)
+def test_a_list_of_masks_that_fits_no_items_is_refused(items, words, image_folder, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        build_panel(tiny_learner(image_folder, tmp_path), 4, items=items, masks=BOXES)
+
+
+def test_a_run_is_watched_with_a_list_of_boxes(image_folder, tmp_path):
+    cb = GradCAMCallback(items=[0, 3], masks=BOXES[:2], path=tmp_path / "runs", name="run", show=False)
+    with Quiet():
+        tiny_learner(image_folder, tmp_path, cbs=cb).fit(1)
+    run = Run(tmp_path / "runs" / "run")
+    assert [run.mask(i).mean() for i in (0, 1)] == SHARES[:2]
