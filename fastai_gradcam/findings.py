@@ -164,7 +164,7 @@ def _tidy(history: pd.DataFrame, layer: str | None) -> pd.DataFrame:
     rows = rows.dropna(subset=["frame", "item"])
     rows[["frame", "item"]] = rows[["frame", "item"]].astype(int)
     layers = list(dict.fromkeys(rows["layer"]))
-    if layer is not None and layer not in layers:
+    if layer is not None and layers and layer not in layers:
         raise ValueError(one_of("layer", layer, layers))
     if layers:
         rows = rows[rows["layer"] == (layers[-1] if layer is None else layer)]

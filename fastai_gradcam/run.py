@@ -239,13 +239,16 @@ class Run:
 
         return pictures.compare(self, other, **options)
 
-    def findings(self, thresholds: Thresholds | None = None) -> pd.DataFrame:
+    def findings(self, thresholds: Thresholds | None = None, layer: str | None = None) -> pd.DataFrame:
         """What deserves a second look, the most important first; see `fastai_gradcam.findings.findings`.
 
-        `thresholds`: from when on something is told; default `Thresholds()`.
+        `thresholds`: from when on something is told; default `Thresholds()`. `layer`: the one to judge, default the last;
+        `ValueError` for one that the run has not.
         """
+        from .course import layer_of
         from .findings import Thresholds, findings
 
+        layer = None if layer is None else layer_of(self, layer)
         areas = {}
         for item in range(len(self.panel)):
             try:
@@ -260,7 +263,8 @@ class Run:
             with suppress(ValueError):  # a damaged file; any other frame's maps have the same shape
                 shapes = {layer: m.shape[-2:] for layer, m in self.maps(frame).items()}
                 break
-        return findings(self.history, thresholds=thresholds or Thresholds(), mask_areas=areas, map_shapes=shapes)
+        t = thresholds or Thresholds()
+        return findings(self.history, thresholds=t, mask_areas=areas, map_shapes=shapes, layer=layer)
 
     def report(self, path: str | Path | None = None) -> Path:
         "Write the interactive page, `report.html` in the run or the file `path`; returns the file."

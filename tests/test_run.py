@@ -20,6 +20,7 @@ from report_fixture import LABELS, make_run
 from fastai_gradcam import Run
 from fastai_gradcam.comparison import _epochs_trained, _shared, _two_names, _two_runs
 from fastai_gradcam.course import Course
+from fastai_gradcam.findings import Thresholds
 from fastai_gradcam.pictures import title
 from fastai_gradcam.record import Frame, Recorder, append
 from fastai_gradcam.render import RIGHT, WRONG, fit, font, overlay
@@ -128,6 +129,28 @@ def test_a_line_break_in_a_class_name_is_a_space_in_the_history(tmp_path):
     assert run.vocab[0] == "two\nlines"
     assert len(run.history) == 9
     run.grid(0), run.evolution()
+
+
+def test_findings_judge_the_layer_and_by_the_thresholds_that_are_asked_for(tmp_path):
+    run = Run(make_run(tmp_path / "run", n=6, frames=6, layers=("0.6.5", "0.7.2")))
+    file = run.path / "history.csv"
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table.loc[(table["layer"] == "0.6.5") & (table["frame"] == "5"), ["evidence", "centroid_y", "mask_share"]] = [
+        "0",
+        "",
+        "",
+    ]
+    table.to_csv(file, index=False)
+    found = run.findings(layer="0.6.5")
+    assert (found["kind"] == "empty").sum() > 0 and set(found["layer"]) == {"0.6.5"}
+    assert "empty" not in set(run.findings()["kind"]) and set(run.findings()["layer"]) <= {"0.7.2"}
+    pd.testing.assert_frame_equal(run.findings(), run.findings(layer="0.7.2"))
+    many = run.findings(Thresholds(confident=0.0, over_chance=99.0), layer="0.7.2")
+    assert len(many) > len(run.findings())
+    with pytest.raises(ValueError, match=r"The run has no layer '0\.7'; it has 0\.6\.5, 0\.7\.2"):
+        run.findings(layer="0.7")
+    none_yet = Run(make_run(tmp_path / "none", n=1, frames=1, failed=(0,)))
+    assert none_yet.findings(layer="0.7.2").empty
 
 
 # A run that grows
