@@ -20,6 +20,9 @@ HOSTILE = [
     "Cat",
     "None",
     "nan",
+    "constructor",
+    "toString",
+    "__proto__",
 ]
 
 

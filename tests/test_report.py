@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import socket
 import subprocess
@@ -205,6 +206,29 @@ def test_a_run_without_frames_or_history_still_gives_a_page(tmp_path):
     folder = make_run(tmp_path / "run", n=2, frames=0)
     (folder / "history.csv").write_text("frame,item,layer\n")
     assert embedded(report_of(folder))["frames"] == []
+
+
+def test_the_page_tells_nothing_of_where_it_was_made(tmp_path):
+    secret = tmp_path / "home" / "somebody"
+    elsewhere = "D:\\somebody\\a b.png"
+    settings = {"path": str(secret / "runs"), "masks": str(secret / "masks"), "more": [elsewhere], "method": "a/b"}
+    names = [str(secret / "photos" / "x.png"), elsewhere, "Perch/3.png", "Perch/4.png"]
+    folder = make_run(secret / "run", n=4, frames=5, names=names, failed=[2], info={"settings": settings})
+    (folder / "panel/001.jpg").unlink()
+    (folder / "maps/frame-001.npz").write_bytes(b"PK half")
+    (folder / "maps/frame-003.npz").unlink()
+    info = json.loads((folder / "run.json").read_text())
+    info["frames"][2]["error"] = f"OSError: no room for {secret / 'tmp.npz'} on '{elsewhere}' (3/4 and/or 1/2)"
+    (folder / "run.json").write_text(json.dumps(info))
+    text = write_report(Run(folder)).read_text(encoding="utf-8")
+    assert "somebody" not in text and str(tmp_path) not in text
+    data = embedded(folder / "report.html")
+    assert data["settings"] == {"path": "runs", "masks": "masks", "more": '["a b.png"]', "method": "a/b"}
+    assert [entry["name"] for entry in data["panel"]] == ["x.png", "a b.png", "Perch/3.png", "Perch/4.png"]
+    assert data["frames"][2]["note"] == "failed: OSError: no room for tmp.npz on 'a b.png' (3/4 and/or 1/2)"
+    assert "maps/frame-003.npz" in data["frames"][3]["note"] and "panel/001.jpg" in data["panel"][1]["note"]
+    (folder / "history.csv").write_text("frame\n0\n")
+    assert "somebody" not in write_report(Run(folder)).read_text(encoding="utf-8")
 
 
 def test_findings_come_as_dicts_or_as_a_table(small, found):
@@ -488,6 +512,65 @@ def test_the_large_view_outlines_the_mask(small, small_page, open_page):
     assert changed[~near].mean() < 0.02
 
 
+def test_without_its_image_the_large_view_shows_the_map_alone_and_says_so(tmp_path, open_page):
+    folder = make_run(tmp_path / "run", n=3, frames=3, size=(128, 96))
+    (folder / "panel/001.jpg").unlink()
+    page = open_page(report_of(folder), "#item=0")
+    until(page, "document.getElementById('large-canvas').width === 560")
+    page.keyboard.press("n")
+    assert page.inner_text("#large-label") == "Salmon" and "image left out" in page.inner_text("#large-answer")
+    until(page, "document.querySelectorAll('#film button').length === 3")
+    uri = page.evaluate("document.getElementById('large-canvas').toDataURL()")
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB").resize((128, 96))
+    grey = Image.new("RGB", (128, 96), (128, 128, 128))
+    page.keyboard.press("Escape")
+    expected = overlay(grey, Run(folder).maps(2)["0.7.2"][1])
+    assert difference(pixels(page, 1), expected) < 1
+    # In the large view, the mask's outline lies over it.
+    assert difference(shown, expected) < 12
+
+
+def test_the_large_view_is_empty_until_the_image_is_there(tmp_path, open_page):
+    page = open_page(report_of(make_run(tmp_path / "run", n=40, frames=2)), "#item=0")
+    until(page, "document.getElementById('large-canvas').width === 560 && document.querySelector('#film button')")
+    # Decoding never ends: the picture of the image before must not stand in for this one.
+    page.evaluate("() => { HTMLImageElement.prototype.decode = () => new Promise(() => {}) }")
+    left = page.evaluate(
+        """() => {
+            document.getElementById('large-previous').click();
+            const stage = document.getElementById('large-canvas');
+            const data = stage.getContext('2d').getImageData(0, 0, stage.width, stage.height).data;
+            return [data.some((x) => x), document.querySelectorAll('#film button').length];
+        }"""
+    )
+    assert "00039" in page.inner_text("#large-file") and left == [False, 0]
+
+
+def test_colour_maps_that_colour_blind_people_can_read_come_first(small_page, open_page):
+    page = open_page(small_page)
+    offered = page.eval_on_selector_all("#cmap option", "options => options.map(option => option.value)")
+    assert offered == ["viridis", "magma", "cividis", "inferno", "jet", "turbo"]
+    assert page.input_value("#cmap") == "inferno"
+
+
+def test_metrics_may_be_called_as_parts_of_the_language_are(tmp_path, open_page):
+    names = ("constructor", "toString", "__proto__")
+    page = open_page(report_of(make_run(tmp_path / "run", n=2, frames=4, metrics=("valid_loss", *names))))
+    for name in names:
+        assert name in page.text_content("#curves") and name in page.text_content("#scores")
+    assert all("NaN" not in path for path in page.eval_on_selector_all("path", "all => all.map(p => p.outerHTML)"))
+    page.keyboard.press("Home")
+    assert "before training" in page.inner_text("#when") and "–" in page.locator("#curves .key").last.text_content()
+
+
+@pytest.mark.parametrize("text", ["__proto__=1", "toString=1", "heat=constructor", "hasOwnProperty=frame"])
+def test_an_address_of_parts_of_the_language_is_ignored(small_page, open_page, text):
+    page = open_page(small_page, "#" + text)
+    assert frame(page) == 4 and page.locator("#curves .chart").count() and page.is_hidden("#large")
+    page.click('.tile[data-item="0"] button')
+    assert page.is_checked("#heat")
+
+
 def test_findings_lead_to_their_frame_and_images(small_page, open_page):
     page = open_page(small_page)
     card = page.locator(".finding").first
@@ -544,7 +627,7 @@ def test_damaged_frames_are_named_marked_and_skipped_by_play(tmp_path, open_page
 
 def test_hostile_names_are_shown_as_text(tmp_path, open_page):
     names = [f"{label}\udce9.png" for label in HOSTILE]
-    metrics = ("valid_loss", *HOSTILE[:3])
+    metrics = ("valid_loss", *HOSTILE[:3], *HOSTILE[-3:])
     info = {"name": HOSTILE[1], "settings": {HOSTILE[0]: HOSTILE[2]}, "versions": {HOSTILE[1]: HOSTILE[2]}}
     named = {"labels": HOSTILE, "names": names, "layers": HOSTILE[1:3], "metrics": metrics, "info": info}
     run = Run(make_run(tmp_path / "run", n=len(HOSTILE), frames=2, **named))

@@ -6,8 +6,9 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..run import stamp_of
 
 __all__ = ["report_page", "write_report"]
 
-CMAPS = ("magma", "viridis", "cividis", "inferno", "jet", "turbo")
+CMAPS = ("viridis", "magma", "cividis", "inferno", "jet", "turbo")
 NUMBERS = (
     "prob pred_prob loss evidence negative_share entropy concentration border_share centroid_y centroid_x "
     "centroid_shift similarity_prev similarity_first iou_prev mask_share"
@@ -29,6 +30,7 @@ NUMBERS = (
 FLAGS = ("correct", "pointing_hit")
 CLASSES = ("target", "pred")
 IMAGE_SIDE = 256
+SIDES = ("width", "height")
 JPEG_QUALITY = 85
 CELL_BUDGET = 850_000  # one byte each, of all layers and frames; beyond it large maps are averaged down
 SCRIPTS = ("data.js", "state.js", "overlay.js", "charts.js", "grid.js", "large.js", "page.js")
@@ -104,21 +106,46 @@ def _data(run: Any) -> dict:
         "versions": _as_text(info.get("versions")),
         "layers": [str(layer) for layer in info["layers"]],
         "panel": [_item(run, item, entry) for item, entry in enumerate(info["panel"])],
-        "frames": [_frame(frame, note) for frame, note in zip(info["frames"], maps.notes, strict=True)],
+        "frames": [_frame(frame, _mailed(note, run)) for frame, note in zip(info["frames"], maps.notes, strict=True)],
         "maps": maps.layers,
         "history": history,
         "findings": findings,
-        "notes": [note for note in (*maps.remarks, *history_notes, findings_note) if note],
-        "cmaps": {name: _base64(colormap(name).tobytes()) for name in dict.fromkeys((DEFAULT_CMAP, *CMAPS))},
+        "notes": [_mailed(note, run) for note in (*maps.remarks, *history_notes, findings_note) if note],
+        "cmaps": {name: _base64(colormap(name).tobytes()) for name in dict.fromkeys((*CMAPS, DEFAULT_CMAP))},
         "defaults": {"cmap": DEFAULT_CMAP, "alpha": DEFAULT_ALPHA},
     }
 
 
 def _as_text(values: dict | None) -> dict[str, str]:
     return {
-        str(key): value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        str(key): _by_name(value)
+        if isinstance(value, str)
+        else json.dumps(_by_name(value), default=str, ensure_ascii=False)
         for key, value in (values or {}).items()
     }
+
+
+def _by_name(value: Any) -> Any:
+    """Files and folders without the place where they lie: a page that is mailed tells nothing of its author's machine."""
+    if isinstance(value, dict):
+        return {key: _by_name(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_by_name(part) for part in value]
+    if isinstance(value, str) and (value.startswith(("/", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", value)):
+        return PureWindowsPath(value).name or value
+    return value
+
+
+def _mailed(note: str | None, run: Any) -> str | None:
+    """A message with the run's own files as seen from the run, and others by their names."""
+    if note is None:
+        return None
+    for folder in {str(Path(run.path)), str(Path(run.path).resolve())}:
+        note = note.replace(folder + os.sep, "").replace(folder, "the run")
+    note = re.sub(
+        r"(['\"])((?:/|[A-Za-z]:\\|\\\\).*?)\1", lambda found: f"{found[1]}{_by_name(found[2])}{found[1]}", note
+    )
+    return re.sub(r"(?<![\w/.:<])(?:/[^\s/'\":,;]+){2,}", lambda found: _by_name(found[0]), note)
 
 
 def _base64(data: bytes) -> str:
@@ -126,27 +153,32 @@ def _base64(data: bytes) -> str:
 
 
 def _item(run: Any, item: int, entry: dict) -> dict:
-    known = {"name": str(entry.get("name") or ""), "label": str(entry.get("label") or "")}
+    known = {"name": _by_name(str(entry.get("name") or "")), "label": str(entry.get("label") or "")}
     # A report that is refreshed while a run grows shows the same images each time.
     kept = getattr(run, "_pictures", {})
     files = [Path(run.path, str(entry.get(key))) for key in ("image", "mask")]
     key = (item, *map(str, files), *map(stamp_of, files))
     if key not in kept:
-        kept[key] = _shown(run, item)
+        kept[key] = _shown(run, item, entry)
     return known | kept[key]
 
 
-def _shown(run: Any, item: int) -> dict:
+def _shown(run: Any, item: int, entry: dict) -> dict:
+    known: dict[str, Any] = {}
     try:
         image = run.image(item).convert("RGB")
     except Exception as error:
-        return {"width": 1, "height": 1, "image": None, "mask": None, "mask_area": None, "note": _why(error)}
+        # The page draws the maps over an even grey then.
+        known["note"] = _mailed(_why(error), run)
+        image = Image.new(
+            "RGB", tuple(min(8192, max(1, int(_number(entry.get(side)) or IMAGE_SIDE))) for side in SIDES)
+        )
     mask = _mask(run, item)
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
-    return {
+    return known | {
         "width": image.width,
         "height": image.height,
-        "image": _uri(image, "JPEG", quality=JPEG_QUALITY, optimize=True),
+        "image": None if known else _uri(image, "JPEG", quality=JPEG_QUALITY, optimize=True),
         "mask": None if mask is None else _uri(_bitmap(mask, image.size), "PNG", optimize=True),
         "mask_area": None if mask is None else _number(mask.mean()),
     }

@@ -116,7 +116,7 @@ function drawable(lines) {
 /** Losses together, shares together, whatever else is measured on its own. */
 function metricCharts() {
   const names = [...new Set(run.frames.flatMap((frame) => Object.keys(frame.metrics)))];
-  const lines = drawable(names.map((name) => ({ name, values: run.frames.map((frame) => frame.metrics[name] ?? null) })));
+  const lines = drawable(names.map((name) => ({ name, values: run.frames.map(({ metrics }) => (Object.hasOwn(metrics, name) ? metrics[name] : null)) })));
   const isLoss = (line) => /loss/i.test(line.name);
   const isShare = (line) => line.values.every((x) => x === null || (x >= 0 && x <= 1));
   const losses = lines.filter(isLoss);

@@ -15,7 +15,11 @@ function drawLarge() {
   if (state.item === null) return;
   const { item } = state;
   const photo = photoOf(item, drawLarge);
-  if (!photo) return;
+  if (!photo) {
+    // Nothing of the image before may stay under this one's name.
+    stage.getContext('2d').clearRect(0, 0, stage.width, stage.height);
+    return;
+  }
   if (!largeOut || largeOut.width !== photo.width || largeOut.height !== photo.height) {
     largeOut = new ImageData(photo.width, photo.height);
   }
@@ -67,7 +71,10 @@ function drawFilm() {
   if (state.item === null) return;
   const { item } = state;
   const photo = photoOf(item, drawFilm);
-  if (!photo) return;
+  if (!photo) {
+    byId('film').replaceChildren();
+    return;
+  }
   byId('film').replaceChildren(...filmFrames().map((frame) => filmPicture(item, frame, photo)));
   captionLarge();
 }

@@ -103,12 +103,18 @@ async function decode(uri, width, height) {
   return context.getImageData(0, 0, width, height);
 }
 
+/** What a map is drawn over where the image is missing. */
+function grey(width, height) {
+  const data = new Uint8ClampedArray(width * height * 4).fill(128);
+  for (let i = 3; i < data.length; i += 4) data[i] = 255;
+  return new ImageData(data, width, height);
+}
+
 /** The image as pixels when it is at hand; otherwise null, and `ready` is called once it is. */
 function photoOf(item, ready) {
   const entry = run.panel[item];
   const known = photos.get(item);
   if (known && known.data) return known.data;
-  if (!entry.image) return null;
   if (!known) photos.set(item, { waiting: [], data: null });
   photos.get(item).waiting.push(ready);
   if (!known) load(item, entry);
@@ -119,7 +125,7 @@ async function load(item, entry) {
   const slot = photos.get(item);
   try {
     if (entry.mask) outlines.set(item, outline(await decode(entry.mask, entry.width, entry.height)));
-    slot.data = await decode(entry.image, entry.width, entry.height);
+    slot.data = entry.image ? await decode(entry.image, entry.width, entry.height) : grey(entry.width, entry.height);
     slot.waiting.forEach((ready) => ready());
   } finally {
     slot.waiting = [];

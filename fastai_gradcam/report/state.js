@@ -39,7 +39,7 @@ const DEFAULTS = {
 const oneOf = (choices) => (text) => (choices.includes(text) ? text : undefined);
 const between = (low, high) => (text) => (text >= low && text <= high && text.trim() ? Number(text) : undefined);
 const place = (count) => (text) => (/^\d+$/.test(text) && Number(text) < count ? Number(text) : undefined);
-const flag = (text) => ({ 1: true, 0: false })[text];
+const flag = (text) => (text === '1' || text === '0' ? text === '1' : undefined);
 
 const READ = {
   frame: (text) => run.frames.map((frame) => String(frame.frame)).indexOf(text),
@@ -72,7 +72,7 @@ function findingItems(filter) {
 function readAddress() {
   const found = { ...DEFAULTS };
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    const known = READ[name] ? READ[name](text) : undefined;
+    const known = Object.hasOwn(READ, name) ? READ[name](text) : undefined;
     if (known !== undefined && known !== -1) found[name] = known;
   }
   return found;
