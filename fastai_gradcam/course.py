@@ -53,7 +53,7 @@ class Course:
         self._images: dict[int, Image.Image] = {}
         for frame in self.all_frames:
             try:
-                stored = _maps_of(run, frame["frame"], layer)
+                stored = _maps_of(run, frame["frame"], layer, len(self.panel))
             except ValueError as error:
                 if frame["status"] == "ok":
                     warnings.warn(f"Frame {frame['frame']} is left out: {error}", stacklevel=4)
@@ -102,8 +102,8 @@ class Course:
         return _verdict(self._by_item[item]["correct"].get(self.frames[k]["frame"]))
 
 
-def _maps_of(run: Run, number: int, layer: str) -> np.ndarray:
-    stored, n = run.maps(number), len(run.panel)
+def _maps_of(run: Run, number: int, layer: str, n: int) -> np.ndarray:
+    stored = run.maps(number)
     if layer not in stored:
         raise ValueError(f"The maps of frame {number} have no layer {layer!r}.")
     maps = stored[layer]
