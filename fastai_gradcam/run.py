@@ -266,11 +266,14 @@ class Run:
         t = thresholds or Thresholds()
         return findings(self.history, thresholds=t, mask_areas=areas, map_shapes=shapes, layer=layer)
 
-    def report(self, path: str | Path | None = None) -> Path:
-        "Write the interactive page, `report.html` in the run or the file `path`; returns the file."
+    def report(self, path: str | Path | None = None, thresholds: Thresholds | None = None) -> Path:
+        """Write the interactive page, `report.html` in the run or the file `path`; returns the file.
+
+        `thresholds`: from when on something is a finding; default `Thresholds()`.
+        """
         from .report import write_report
 
-        return write_report(self, path)
+        return write_report(self, path, thresholds)
 
     def widget(self, height: int = 720) -> ReportView:
         """The interactive page inside of a notebook, as a cell's last line, `height` pixels high.

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pages import HOSTILE, embedded, until, work
 from PIL import Image
 from report_fixture import make_run
 
+from fastai_gradcam.findings import Thresholds
 from fastai_gradcam.render import overlay
 from fastai_gradcam.report import write_report
 from fastai_gradcam.run import Run
@@ -68,6 +70,28 @@ def test_an_older_page_survives_when_a_new_one_cannot_be_written(small, tmp_path
     assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
 
 
+def test_two_threads_may_write_one_page(small, tmp_path, monkeypatch):
+    path, replace, meet, failed = tmp_path / "page.html", os.replace, threading.Barrier(2, timeout=20), []
+
+    def both_at_once(*files):
+        meet.wait()
+        replace(*files)
+
+    def write():
+        try:
+            write_report(Run(small), path)
+        except OSError as error:
+            failed.append(error)
+
+    monkeypatch.setattr("os.replace", both_at_once)
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == [] and list(tmp_path.iterdir()) == [path] and len(embedded(path)["frames"]) == 5
+
+
 def test_maps_are_embedded_to_within_half_a_step_of_their_maximum(small):
     run = Run(small)
     layer = embedded(write_report(run))["maps"][0]
@@ -99,6 +123,28 @@ def test_sixteen_images_over_a_hundred_frames_stay_below_two_megabytes(tmp_path,
     print(f"16 x 100: {path.stat().st_size / 1e6:.2f} MB, written in {time.perf_counter() - start:.2f} s")
     assert path.stat().st_size < 2_000_000
     assert len(embedded(path)["frames"]) == 100
+
+
+def test_a_row_that_is_missing_leaves_the_other_classes_in_their_places(tmp_path):
+    folder = make_run(tmp_path / "run", n=2, frames=3, classes=3, labels=["a", "b", "c"])
+    whole = embedded(report_of(folder))["history"]
+    history = pd.read_csv(folder / "history.csv")
+    gone = (history["frame"] == 1) & (history["item"] == 0) & (history["target"] == "a")
+    assert gone.sum() == 1
+    history[~gone].to_csv(folder / "history.csv", index=False)
+    data = embedded(report_of(folder))
+    for name in ("evidence", "prob", "entropy"):
+        was, now = (np.array(h["columns"][name], float).reshape(3, 3, 2) for h in (whole, data["history"]))
+        assert np.isnan(now[0, 1, 0])
+        was[0, 1, 0] = now[0, 1, 0] = 0
+        assert (was == now).all()
+    assert data["history"]["classes"] == ["a", "b", "c"]
+    assert data["notes"] == ["Frame 1: the numbers of 1 of 2 images are missing."]
+    # A class that no frame with all of its rows knows has no place.
+    rest = history[~gone & (history["frame"] == 1)]
+    rest.to_csv(folder / "history.csv", index=False)
+    evidence = np.array(embedded(report_of(folder))["history"]["columns"]["evidence"], float).reshape(3, 3, 2)
+    assert np.isnan(evidence[:, :, 0]).all() and np.isfinite(evidence[:, 1, 1]).all()
 
 
 def test_small_layers_leave_the_room_they_do_not_need_to_the_large_ones(tmp_path, monkeypatch):
@@ -241,6 +287,15 @@ def test_findings_come_as_dicts_or_as_a_table(small, found):
 def test_a_runs_own_findings_are_on_the_page(small):
     kinds = [finding["kind"] for finding in embedded(report_of(small))["findings"]]
     assert kinds == Run(small).findings()["kind"].tolist() and "empty" in kinds
+
+
+def test_when_something_is_a_finding_can_be_chosen(small, tmp_path):
+    page = tmp_path / "page.html"
+    strict = Thresholds(confident=0.0, class_images=1)
+    for thresholds in (None, strict):
+        expected = Run(small).findings(thresholds)["text"].tolist()
+        assert [one["text"] for one in embedded(Run(small).report(page, thresholds=thresholds))["findings"]] == expected
+    assert expected != Run(small).findings()["text"].tolist()
 
 
 def test_findings_that_raise_are_named_and_do_not_cost_the_page(small):
@@ -609,6 +664,117 @@ def test_nonsense_in_the_address_is_ignored(small_page, open_page):
     page = open_page(small_page, "#frame=99&cmap=__proto__&alpha=7&layer=-1&item=1e9&sort=<b>&finding=x&constructor=1")
     assert frame(page) == 4 and page.input_value("#cmap") == "inferno" and page.input_value("#alpha") == "0.5"
     assert page.is_hidden("#large") and len(order(page)) == 6
+
+
+@pytest.mark.parametrize("act", ["only these", "frame 2"])
+def test_on_a_phone_a_finding_brings_its_images_into_sight(small_page, open_page, act):
+    page = open_page(small_page, width=375, height=600)
+    page.locator(".finding").first.get_by_text(act).click()
+    top, bar = page.evaluate(
+        """() => [document.querySelector('.tile').getBoundingClientRect().top,
+                  document.querySelector('.transport').getBoundingClientRect().bottom]"""
+    )
+    assert frame(page) == 2 and bar <= top < 350
+    if act == "only these":
+        assert page.locator("#count").inner_text() == "2 of 6 images"
+        box = page.locator("#clear").bounding_box()
+        assert bar <= box["y"] < 350
+        page.click("#clear")
+        assert order(page) == list(range(6)) and page.inner_text("#count") == ""
+
+
+def test_images_without_a_label_are_offered_and_spoken_of_without_one(tmp_path, open_page):
+    folder = make_run(tmp_path / "run", n=2, frames=2)
+    info = json.loads((folder / "run.json").read_text())
+    name = "document.querySelector('.tile .picture').getAttribute('aria-label')"
+    labelled = open_page(report_of(folder)).evaluate(name)
+    row = Run(folder).history.query("frame == 1 and item == 0").iloc[0]
+    right = "right" if row["correct"] else "wrong"
+    assert labelled == f"Enlarge image 1, Trout. {right}: {row['pred']}, {row['pred_prob']:.0%}"
+    for label in (None, "Trout"):
+        info["panel"][0]["label"] = None
+        info["panel"][1]["label"] = label
+        (folder / "run.json").write_text(json.dumps(info))
+        page = open_page(report_of(folder))
+        assert page.locator("#label").is_hidden() == (label is None)
+        options = page.eval_on_selector_all("#label option", "all => all.map(option => option.textContent)")
+        assert options == ["all labels", "Trout"][: 1 if label is None else 2]
+        assert page.evaluate(name).startswith("Enlarge image 1. ")
+
+
+def test_long_names_that_differ_at_their_end_can_be_told_apart(tmp_path, open_page):
+    long = ["L" * 290 + end for end in "abc"]
+    page = open_page(report_of(make_run(tmp_path / "run", n=3, frames=2, labels=long)))
+    options = page.eval_on_selector_all("#label option", "all => all.map(option => option.textContent)")
+    assert len(set(options)) == 4 and max(map(len, options)) == 60
+
+
+def test_severities_differ_in_colour_and_in_words(small, tmp_path, open_page):
+    rows = [{"kind": "wrong", "severity": s, "frame": 1, "items": [0], "text": "Look"} for s in (0.9, 0.5, 0.1)]
+    run = Run(small)
+    run.findings = lambda: rows
+    page = open_page(write_report(run, tmp_path / "page.html"))
+    assert page.locator(".severity").all_inner_texts() == ["high", "medium", "low"]
+    colour = "all => all.map(card => getComputedStyle(card).borderLeftColor)"
+    assert len(set(page.eval_on_selector_all(".finding", colour))) == 3
+
+
+def test_keys_work_with_caps_lock(small_page, open_page):
+    page = open_page(small_page, "#item=1")
+    assert page.inner_text("#large-label") == "Salmon"
+    page.keyboard.press("N")
+    assert page.inner_text("#large-label") == "Perch"
+    page.keyboard.press("P")
+    page.keyboard.press("H")
+    assert page.inner_text("#large-label") == "Salmon" and not page.is_checked("#heat")
+
+
+def test_what_is_touched_on_a_phone_is_large_enough_for_a_finger(small_page, open_page):
+    page = open_page(small_page, "#finding=any", width=375, height=700)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    small = """all => all.filter(one => one.offsetParent && !one.closest('.story, .skip')).map(one =>
+        [one.id || one.textContent, (one.closest('label.check, label') || one).getBoundingClientRect().height,
+         one.getBoundingClientRect()]).filter(([, height, box]) => Math.min(height, 44) < 43.5 || box.height < 24
+            || box.width < 24).map(([name, height, box]) => [name, height, box.width, box.height])"""
+    touched = "button, select, input, summary"
+    assert page.eval_on_selector_all(touched, small) == []
+    assert page.locator("#frame").bounding_box()["height"] >= 43.5
+    page.evaluate("document.querySelector('.tile button').click()")
+    assert page.eval_on_selector_all(f"#large :is({touched})", small) == []
+
+
+def test_a_finding_fits_into_the_list_of_findings(small, tmp_path, open_page):
+    run = Run(small)
+    run.findings = lambda: [
+        {"kind": "wrong", "severity": 1, "frame": 1, "items": [0], "label": "Trout", "text": "Look"}
+    ]
+    page = open_page(write_report(run, tmp_path / "page.html"), width=1280)
+    page.select_option("#finding", "0")
+    room, needed = page.evaluate(
+        """() => {
+            const list = document.getElementById('finding');
+            const context = document.createElement('canvas').getContext('2d');
+            context.font = getComputedStyle(list).font;
+            return [list.clientWidth, context.measureText(list.selectedOptions[0].textContent).width];
+        }"""
+    )
+    assert page.locator("#finding option:checked").text_content() == "1. Wrong, and where it looked Trout"
+    assert needed + 40 < room  # the arrow and the padding
+
+
+def test_the_large_view_has_its_own_choice_of_layer_class_colours_and_scale(tmp_path, open_page):
+    run = Run(make_run(tmp_path / "run", n=2, frames=2, layers=("0.6.5", "0.7.2"), classes=2))
+    page = open_page(write_report(run), "#item=1")
+    until(page, "document.getElementById('large-canvas').width === 560 && document.querySelector('#film canvas')")
+    grab = "[document.getElementById('large-canvas'), document.querySelector('#film canvas')].map(c => c.toDataURL())"
+    before = page.evaluate(grab)
+    for name, choice in (("layer", "0"), ("cls", "1"), ("cmap", "cividis"), ("scale", "all")):
+        page.select_option(f"#large-{name}", choice)
+        after = page.evaluate(grab)
+        assert before[0] != after[0] and before[1] != after[1], name
+        assert page.evaluate(f"document.getElementById('{name}').value") == choice
+        before = after
+    assert page.is_visible("#large") and page.inner_text("#large-cls option:checked") == "Salmon"
 
 
 def test_damaged_frames_are_named_marked_and_skipped_by_play(tmp_path, open_page):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -17,6 +18,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 
+from ..findings import Thresholds
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, colormap
 from ..run import stamp_of
 
@@ -36,19 +38,19 @@ CELL_BUDGET = 850_000  # one byte each, of all layers and frames; beyond it larg
 SCRIPTS = ("data.js", "state.js", "overlay.js", "charts.js", "grid.js", "large.js", "page.js")
 
 
-def write_report(run: Any, path: str | os.PathLike | None = None) -> Path:
+def write_report(run: Any, path: str | os.PathLike | None = None, thresholds: Thresholds | None = None) -> Path:
     """Write the interactive page of `run` and return where it lies.
 
     `run` is a `Run`, or anything with its attributes. `path` is the file to write; `None` means `report.html`
     in the run's folder. The file replaces an older one in one step, so a page that is open can be reloaded at
     any moment. It loads nothing: images are embedded as JPEG (at most 256 px a side), maps as bytes with the
-    maximum of each map. Frames that failed, or whose maps cannot be read, are left out and named on the page.
+    maximum of each map. `thresholds`: from when on something is a finding, those of `run.findings`. Frames that failed, or whose maps cannot be read, are left out and named on the page.
     Raises `OSError` when the file cannot be written.
     """
     path = Path(run.path, "report.html") if path is None else Path(path)
-    html = report_page(run).encode("utf-8")
+    html = report_page(run, thresholds).encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         unfinished.write_bytes(html)
         os.replace(unfinished, path)
@@ -57,9 +59,9 @@ def write_report(run: Any, path: str | os.PathLike | None = None) -> Path:
     return path
 
 
-def report_page(run: Any) -> str:
+def report_page(run: Any, thresholds: Thresholds | None = None) -> str:
     "The page that `write_report` writes, as text."
-    return _html(_data(run))
+    return _html(_data(run, thresholds))
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -94,11 +96,11 @@ def _json(data: Any) -> str:
 # ---------------------------------------------------------------------------------------------- the data
 
 
-def _data(run: Any) -> dict:
+def _data(run: Any, thresholds: Thresholds | None) -> dict:
     info = run.info  # once: a run that is still being written must not change halfway through
     maps = _Maps(run, info)
     history, history_notes = _history(run, info, maps)
-    findings, findings_note = _findings(run, len(info["panel"]))
+    findings, findings_note = _findings(run, len(info["panel"]), thresholds)
     named = {key: str(info.get(key) or "") for key in ("name", "arch", "created", "updated")}
     return {
         "info": named | {"status": str(run.status)},
@@ -361,11 +363,25 @@ def _placed(history: pd.DataFrame, layers: list[str], frames: list[int], shape: 
             "item": pd.to_numeric(rows["item"], errors="coerce"),
         }
     )
-    place["cls"] = place.groupby(["layer", "frame", "item"], dropna=False).cumcount() % shape[1]
+    place["cls"] = _class_places(place, rows["target"], shape[1])
     fits = place.notna().all(axis=1) & place["item"].between(0, shape[3] - 1)
     rows, place = rows[fits], place[fits].astype(int)
     at = np.ravel_multi_index((place["layer"], place["cls"], place["frame"], place["item"]), shape)
     return rows.assign(at=at)
+
+
+def _class_places(place: pd.DataFrame, target: pd.Series, classes: int) -> pd.Series:
+    """Of the classes of an image its rows stand for, in their order. Where rows are missing, each is placed by where
+    its class stands in the frames that are whole; NaN where that is not known."""
+    groups = place.groupby(["layer", "frame", "item"], dropna=False)
+    places = (groups.cumcount() % classes).astype(float)
+    whole = groups["frame"].transform("size") % classes == 0
+    if whole.all():
+        return places
+    keys = pd.Series(list(zip(place["layer"], place["item"], target, strict=True)), place.index, object)
+    seen = places[whole].groupby(keys[whole].to_numpy()).agg(["first", "nunique"])
+    known = seen.loc[seen["nunique"] == 1, "first"].to_dict()
+    return places.where(whole, keys.map(known))
 
 
 def _texts(column: pd.Series) -> list[str]:
@@ -416,10 +432,10 @@ def _class_names(targets: list | None, names: list[str], shape: tuple) -> list[s
     return [names[int(row[0])] if len(row) == 1 else None for row in used]
 
 
-def _findings(run: Any, n: int) -> tuple[list[dict] | None, str | None]:
+def _findings(run: Any, n: int, thresholds: Thresholds | None) -> tuple[list[dict] | None, str | None]:
     """What the run found worth a look, as plain dicts; `None` when that could not be worked out."""
     try:
-        found = run.findings()
+        found = run.findings() if thresholds is None else run.findings(thresholds)
         rows = found.to_dict("records") if isinstance(found, pd.DataFrame) else [dict(row) for row in found]
     except Exception as error:
         return None, f"The findings could not be worked out ({_why(error)})."

@@ -60,6 +60,19 @@ function answerParts(item) {
   ];
 }
 
+/** "image 3, Trout", or without a label "image 3". */
+function inSpeech(item) {
+  const { label } = run.panel[item];
+  return label ? `image ${item + 1}, ${label}` : `image ${item + 1}`;
+}
+
+function answerInSpeech(item) {
+  const pred = className('pred', state, item);
+  if (!pred) return [];
+  const said = answerClass(item);
+  return [`${said ? `${said}: ` : ''}${pred}, ${percent(value('pred_prob', state, item))}`];
+}
+
 function extraParts(item) {
   const parts = [];
   const map = mapOf(state, item);
@@ -81,7 +94,7 @@ function captionTile(item) {
   if (answerClass(item)) tile.element.classList.add(answerClass(item));
   tile.answer.replaceChildren(...answerParts(item));
   tile.extra.replaceChildren(...extraParts(item));
-  tile.picture.setAttribute('aria-label', `Enlarge image ${item + 1}, ${run.panel[item].label}. ${tile.answer.textContent}`);
+  tile.picture.setAttribute('aria-label', [`Enlarge ${inSpeech(item)}.`, ...answerInSpeech(item)].join(' '));
 }
 
 function matches(item) {
@@ -112,8 +125,9 @@ function arrange() {
   if (items.join() !== shown.join() || !panel.children.length) setTiles(items);
   shown = items;
   byId('nothing').hidden = items.length > 0;
-  byId('count').textContent = `${items.length} of ${itemCount} images`;
-  byId('clear').hidden = !(state.label || state.answer || state.finding);
+  const filtered = state.label || state.answer || state.finding;
+  byId('count').textContent = filtered ? `${items.length} of ${itemCount} images` : '';
+  byId('clear').hidden = !filtered;
 }
 
 /** Moving an element takes the focus from it, so it is given back. */

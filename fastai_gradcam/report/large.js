@@ -135,6 +135,7 @@ views.push((changed) => {
   if (['item', 'layer', 'cls'].some((name) => changed.has(name))) openLarge();
   else if (changed.has('frame')) captionLarge();
   if (DRAWING.some((name) => changed.has(name))) drawLarge();
+  if (['cmap', 'alpha', 'threshold', 'scale'].some((name) => changed.has(name))) drawFilm();
 });
 
 function startLarge() {

@@ -132,16 +132,19 @@ function choices(id, pairs) {
   byId(id).replaceChildren(...pairs.map(([value_, text]) => make('option', { value: value_, textContent: text })));
 }
 
+/** A name with its middle left out: long names differ at their ends. */
 function shorten(text, length = 60) {
   const characters = Array.from(text);
-  return characters.length > length ? `${characters.slice(0, length - 1).join('')}…` : text;
+  if (characters.length <= length) return text;
+  const end = Math.floor((length - 1) / 2);
+  return `${characters.slice(0, length - 1 - end).join('')}…${characters.slice(-end).join('')}`;
 }
 
 function fillControls() {
   choices('cmap', Object.keys(run.cmaps).map((name) => [name, name]));
   choices('layer', run.layers.map((name, i) => [i, shorten(name)]));
   choices('cls', run.history.classes.map((name, i) => [i, name === null ? `class ${i + 1} of each image` : shorten(name)]));
-  choices('label', [['', 'all labels'], ...labels.map((name) => [name, shorten(name)])]);
+  choices('label', [['', 'all labels'], ...labels.filter(Boolean).map((name) => [name, shorten(name)])]);
   choices('sort', SORTS.map(([name, text]) => [name, text]));
   choices('finding', [
     ['', 'all images'],
@@ -152,17 +155,24 @@ function fillControls() {
   byId('layer-control').hidden = run.layers.length < 2;
   byId('cls-control').hidden = classCount < 2;
   byId('finding-control').hidden = !findings.length;
+  byId('label').closest('label').hidden = !labels.some(Boolean);
+  for (const id of MIRRORED) {
+    byId(`large-${id}`).replaceChildren(...[...byId(id).options].map((option) => option.cloneNode(true)));
+    byId(`large-${id}`).closest('label').hidden = byId(id).closest('label').hidden;
+  }
   byId('outline-control').hidden = !run.panel.some((entry) => entry.mask);
   byId('answer').closest('label').hidden = !has('correct');
 }
 
 const NUMERIC = ['alpha', 'threshold', 'layer', 'cls'];
+/** What the large view offers, too; there its elements are called `large-…`. */
+const MIRRORED = ['layer', 'cls', 'cmap', 'scale'];
 const CHOSEN = ['cmap', 'alpha', 'threshold', 'scale', 'layer', 'cls', 'label', 'answer', 'finding', 'sort'];
 
 function listenToControls() {
-  for (const id of CHOSEN) {
-    byId(id).addEventListener('input', ({ target }) => change({ [id]: NUMERIC.includes(id) ? Number(target.value) : target.value }));
-  }
+  const chosen = (id) => ({ target }) => change({ [id]: NUMERIC.includes(id) ? Number(target.value) : target.value });
+  for (const id of CHOSEN) byId(id).addEventListener('input', chosen(id));
+  for (const id of MIRRORED) byId(`large-${id}`).addEventListener('input', chosen(id));
   byId('outline').addEventListener('change', ({ target }) => change({ outline: target.checked }));
   byId('frame').addEventListener('input', ({ target }) => goTo(Number(target.value)));
   byId('play').addEventListener('click', togglePlay);
@@ -172,6 +182,7 @@ function listenToControls() {
 
 function showControls() {
   for (const id of CHOSEN) byId(id).value = state[id];
+  for (const id of MIRRORED) byId(`large-${id}`).value = state[id];
   byId('outline').checked = state.outline;
   byId('heat').checked = state.heat;
   byId('alpha-now').textContent = `${Math.round(state.alpha * 100)} %`;
@@ -264,10 +275,10 @@ function link(text, title, act) {
 }
 
 function itemLink(item, there) {
-  const { label, image, width, height } = run.panel[item];
-  const button = link('', label, () => jump({ ...there, item }));
+  const { label, name: file, image, width, height } = run.panel[item];
+  const button = link('', label || file, () => jump({ ...there, item }));
   button.className = 'thumb';
-  button.setAttribute('aria-label', `Enlarge image ${item + 1}, ${label}`);
+  button.setAttribute('aria-label', `Enlarge ${inSpeech(item)}`);
   if (image) button.append(make('img', { src: image, alt: '', width, height }));
   else button.append(String(item + 1));
   return button;
@@ -276,6 +287,16 @@ function itemLink(item, there) {
 function jump(patch) {
   pause();
   change(patch);
+  if (state.item === null) bringIntoSight();
+}
+
+/** On a phone the images are far from what leads to them. */
+function bringIntoSight() {
+  const { top, bottom } = byId('panel').getBoundingClientRect();
+  const bar = document.querySelector('.transport').offsetHeight;
+  if (Math.min(bottom, innerHeight) - Math.max(top, bar) >= Math.min(160, bottom - top)) return;
+  const from = document.querySelector('.count').getBoundingClientRect().top;
+  scrollBy({ top: from - bar - 8 });
 }
 
 // Keys.
@@ -298,7 +319,8 @@ const LARGE_KEYS = { n: () => stepImage(1), p: () => stepImage(-1) };
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || ownsKey(event.target, event.key)) return;
-  const act = KEYS[event.key] || (state.item !== null && LARGE_KEYS[event.key]);
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key; // Caps Lock makes no difference
+  const act = KEYS[key] || (state.item !== null && LARGE_KEYS[key]);
   if (!act) return;
   event.preventDefault();
   act();
