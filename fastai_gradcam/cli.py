@@ -6,12 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .suggest import one_of
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
+    from .findings import Thresholds
     from .learner import CAM
     from .run import Run
 
@@ -109,6 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="make the interactive report of a run")
     report.add_argument("path", type=Path, metavar="RUN", help="a run folder: one that holds run.json")
     report.add_argument("--out", type=Path, help="the report's file (default: RUN/report.html)")
+    report.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="from when on something is a finding, such as confident=0.6; may be repeated (default: those of Thresholds)",
+    )
     report.set_defaults(run=_report)
     return parser
 
@@ -284,8 +295,27 @@ def _report(options: argparse.Namespace) -> int:
 
     if options.out is not None and options.out.is_dir():
         raise IsADirectoryError(f"--out is the report's file; {str(options.out)!r} is a folder.")
-    print(Run(options.path).report(options.out))
+    print(Run(options.path).report(options.out, _thresholds(options.threshold)))
     return 0
+
+
+def _thresholds(given: Sequence[str]) -> Thresholds:
+    from .findings import Thresholds
+
+    known = asdict(Thresholds())
+    values = {}
+    for words in given:
+        name, _, value = words.partition("=")
+        if name not in known:
+            raise ValueError(one_of("threshold", name, list(known), most=len(known)))
+        try:
+            values[name] = type(known[name])(value)
+        except ValueError:
+            kind = "a whole number" if isinstance(known[name], int) else "a number"
+            raise ValueError(
+                f"--threshold {name} is {kind}, such as {name}={known[name]:.3g}, got {words!r}."
+            ) from None
+    return Thresholds(**values)
 
 
 def _say(options: argparse.Namespace, words: str) -> None:

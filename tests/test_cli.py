@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from pages import embedded
 from report_fixture import make_run
 
 from fastai_gradcam import Run
 from fastai_gradcam.cli import main
 from fastai_gradcam.demo import make_fish
+from fastai_gradcam.findings import Thresholds
 
 # A network so small that seconds are enough; weights are never looked for on the network here.
 QUICK = ["--arch", "squeezenet1_1", "--size", "64", "--bs", "8", "--epochs", "1", "--n", "4"]
@@ -128,6 +130,32 @@ def test_a_report_that_cannot_be_written_there_is_a_sentence(out, words, capsys,
     (tmp_path / "file").write_text("x")
     assert main(["report", str(run), "--out", str(place)]) == (0 if out == "file" else 2)
     assert words.format(place) in capsys.readouterr().err
+
+
+def test_a_report_is_made_by_the_thresholds_that_are_given(capsys, tmp_path):
+    run = make_run(tmp_path / "run", n=6, frames=6)
+    told = []
+    for i, more in enumerate(
+        ([], ["--threshold", "over_chance=99", "--threshold", "confident=0", "--threshold", "rows=1"])
+    ):
+        assert main(["report", str(run), "--out", str(tmp_path / f"{i}.html"), *more]) == 0
+        told.append(embedded(tmp_path / f"{i}.html")["findings"])
+    own = Run(run).findings(Thresholds(over_chance=99.0, confident=0.0, rows=1))
+    assert [f["text"] for f in told[1]] == own["text"].tolist() and len(own) == 1
+    assert [f["text"] for f in told[0]] == Run(run).findings()["text"].tolist() != own["text"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("confidnt=0.5", "There is no threshold 'confidnt'. Did you mean 'confident'?"),
+        ("confident", "--threshold confident is a number, such as confident=0.8, got 'confident'."),
+        ("rows=2.5", "--threshold rows is a whole number, such as rows=12, got 'rows=2.5'."),
+    ],
+)
+def test_a_threshold_that_is_none_is_named(given, words, capsys, tmp_path):
+    assert main(["report", str(make_run(tmp_path / "run", n=1, frames=1)), "--threshold", given]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_file_is_no_run(capsys, tmp_path):
