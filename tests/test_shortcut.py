@@ -19,7 +19,8 @@ from fastai_gradcam.folders import read_folder
 
 SEEDS = (0, 1, 2)
 EPOCHS = 10
-NEARLY_SILENT = 2  # rows
+# Rows of a run, as the mean over the seeds: a training is chaotic, and one image more or less that is wrong is a row.
+NEARLY_SILENT = 2
 SEVERE = 0.5
 
 
@@ -82,10 +83,12 @@ def pretrained(folder, path, seed):
     return fit(learn, 5)
 
 
-def assert_nearly_silent(found):
-    said = found[["severity", "text"]].to_string()
-    assert len(found) <= NEARLY_SILENT, said
-    assert not (found["severity"] >= SEVERE).any(), said
+def assert_nearly_silent(each):
+    "Of the findings of one run per seed none is severe, none is a shortcut, and they are few."
+    said = "\n".join(found[["kind", "severity", "text"]].to_string() for found in each)
+    assert sum(map(len, each)) <= NEARLY_SILENT * len(each), said
+    for found in each:
+        assert not (found["severity"] >= SEVERE).any() and not (found["kind"] == "shortcut").any(), said
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -99,18 +102,22 @@ def test_a_tag_that_gives_the_species_away_is_named(fish, tmp_path, seed):
     assert "is there a tag" in first["text"]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_same_network_without_tags_gives_hardly_a_row(fish, tmp_path, seed):
-    run, right = from_scratch(fish(seed, False), tmp_path, seed)
-    assert right > 2 / 9, "the network learned nothing"
-    assert_nearly_silent(run.findings())
+def test_the_same_network_without_tags_gives_hardly_a_row(fish, tmp_path):
+    each = []
+    for seed in SEEDS:
+        run, right = from_scratch(fish(seed, False), tmp_path / str(seed), seed)
+        assert right > 2 / 9, "the network learned nothing"
+        each.append(run.findings())
+    assert_nearly_silent(each)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_pretrained_network_without_tags_gives_hardly_a_row(fish, tmp_path, torch_home, seed):
-    run, right = pretrained(fish(seed, False), tmp_path, seed)
-    assert right > 0.5, "the network did not learn the fish"
-    last = run.history[run.history["frame"] == run.history["frame"].max()]
-    # Silence of a network that is never sure would say nothing.
-    assert np.sum(last["correct"].astype(bool) & (last["pred_prob"] > 0.8)) >= 5
-    assert_nearly_silent(run.findings())
+def test_a_pretrained_network_without_tags_gives_hardly_a_row(fish, tmp_path, torch_home):
+    each = []
+    for seed in SEEDS:
+        run, right = pretrained(fish(seed, False), tmp_path / str(seed), seed)
+        assert right > 0.5, "the network did not learn the fish"
+        last = run.history[run.history["frame"] == run.history["frame"].max()]
+        # Silence of a network that is never sure would say nothing.
+        assert np.sum(last["correct"].astype(bool) & (last["pred_prob"] > 0.8)) >= 5
+        each.append(run.findings())
+    assert_nearly_silent(each)
