@@ -428,12 +428,22 @@ def test_the_page_says_in_words_where_the_model_looks_now_and_looked_first(small
     history = Run(small).history
     last, first = (history[history["frame"] == i] for i in (4, 0))
     story = page.inner_text("#story")
-    assert story.startswith(f"Right on {last['correct'].sum()} of 6 images. {last['mask_share'].mean():.0%} of its")
+    assert story.startswith(f"Right on {last['correct'].sum()} of 6 images. {last['mask_share'].mean():.0%} ")
+    assert " of the attention lies inside the masks, which cover " in story
     area = np.mean([Run(small).mask(item).mean() for item in range(6)])
     assert f"cover {area:.0%} of the pictures; before training it was {first['mask_share'].mean():.0%}." in story
     most = int(history.groupby("frame")["similarity_prev"].mean().idxmin())
     page.click("#story button")
     assert frame(page) == most
+
+
+def test_a_frame_that_failed_has_no_numbers_and_the_words_say_so(tmp_path, open_page):
+    page = open_page(report_of(make_run(tmp_path / "run", n=2, frames=4, failed=(3,))))
+    page.keyboard.press("End")
+    seen = page.inner_text("#when"), page.inner_text("#story")
+    assert seen[1].startswith("This frame has no numbers. Attention changed most in frame "), seen
+    page.keyboard.press("Home")
+    assert page.inner_text("#story").startswith("Right on ")
 
 
 def test_without_masks_the_page_says_how_much_lies_on_the_border(tmp_path, open_page):

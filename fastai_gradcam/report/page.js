@@ -91,6 +91,7 @@ function tellStory() {
   if (right) parts.push('Right on ', strong(right[0]), ` of ${right[1]} images. `);
   const column = ['mask_share', 'border_share'].find((name) => has(name) && panelMean(name, state)[frame] !== null);
   if (column) parts.push(...tellPlace(column, frame, first));
+  if (!parts.length && run.frames[frame]?.note) parts.push('This frame has no numbers. ');
   const moved = has('similarity_prev') ? panelMean('similarity_prev', state) : [];
   const least = moved.reduce((best, x, i) => (x !== null && (best < 0 || x < moved[best]) ? i : best), -1);
   if (least >= 0) parts.push('Attention changed most in ', link(`frame ${run.frames[least].frame}`, '', () => jump({ frame: least })), '.');
@@ -106,7 +107,7 @@ function rightAnswers(frame) {
 function tellPlace(column, frame, first) {
   const shares = panelMean(column, state);
   const where = column === 'mask_share' ? tellMasks() : tellBorder();
-  const parts = [strong(percent(shares[frame])), ` of its evidence lies ${where}`];
+  const parts = [strong(percent(shares[frame])), ` of the attention lies ${where}`];
   if (frame !== first && shares[first] !== null) parts.push(`; ${frameTitle(first)} it was ${percent(shares[first])}`);
   return [...parts, '. '];
 }
