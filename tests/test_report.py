@@ -768,7 +768,7 @@ def test_a_finding_fits_into_the_list_of_findings(small, tmp_path, open_page):
             return [list.clientWidth, context.measureText(list.selectedOptions[0].textContent).width];
         }"""
     )
-    assert page.locator("#finding option:checked").text_content() == "1. Wrong, and where it looked Trout"
+    assert page.locator("#finding option:checked").text_content() == "1. Wrong, and where it looked: Trout"
     assert needed + 40 < room  # the arrow and the padding
 
 

@@ -151,7 +151,7 @@ function fillControls() {
     ['', 'all images'],
     ['any', 'any finding'],
     ...kinds.map((kind) => [`kind:${kind}`, shorten(inWords(kind))]),
-    ...findings.map((finding, i) => [String(i), shorten(`${i + 1}. ${inWords(finding.kind)} ${finding.label}`)]),
+    ...findings.map((finding, i) => [String(i), shorten(`${i + 1}. ${[inWords(finding.kind), finding.label].filter(Boolean).join(': ')}`)]),
   ]);
   byId('layer-control').hidden = run.layers.length < 2;
   byId('cls-control').hidden = classCount < 2;
