@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .suggest import one_of
 
 if TYPE_CHECKING:
-    from fastai.learner import Learner
-
     from .findings import Thresholds
-    from .learner import CAM
     from .run import Run
 
 __all__ = ["main"]
@@ -36,16 +36,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `argv`: the arguments without the program's name, default `sys.argv`.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        return options.run(options) or 0
+        with warnings.catch_warnings():
+            # What torch and fastai will do in their next versions is nothing that a user of the command can mend.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            status = options.run(options)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
-        print("\ninterrupted; frames taken so far are kept", file=sys.stderr)
+        print(f"\ninterrupted; {options.kept}" if options.kept else "\ninterrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
-        print(f"fastai-gradcam {options.command}: {error}", file=sys.stderr)
-        return 2
+    except BrokenPipeError:
+        # Who reads has enough, as `| head` does; what is left in the buffer goes nowhere at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if options.debug:
+            raise
+        asked = isinstance(error, (ValueError, TypeError, OSError)) and str(error)
+        words = f"{error}" if asked else f"{type(error).__name__}: {error} (--debug shows where)"
+        print(f"fastai-gradcam {options.command}: {words}", file=sys.stderr)
+        return 2 if asked else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="draws other fish (default: 0)")
     demo.add_argument("--per-species", type=int, help="images of each species")
     _training_options(demo, arch="resnet34", epochs=None, size=None, bs=None)
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, kept="frames taken so far are kept")
 
     train = commands.add_parser(
         "train",
@@ -90,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=42, help="splits off other validation images (default: 42)")
     train.add_argument("--export", type=Path, help="also save the trained learner in this file, for 'explain'")
     _training_options(train, arch="resnet34", epochs=5, size=224, bs=32)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, kept="frames taken so far are kept")
 
     explain = commands.add_parser(
         "explain",
@@ -105,10 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--target", action="append", help="class to explain, may be repeated (default: the predicted one)"
     )
-    explain.add_argument("--layer", help="layer to explain (default: the last with space)")
+    explain.add_argument("--layer", type=_layer, help="layer to explain (default: the last with space)")
     explain.add_argument("--method", default="gradcam", help="how maps are made (default: gradcam)")
     explain.add_argument("--json", action="store_true", help="print JSON, one object per map")
-    explain.set_defaults(run=_explain)
+    explain.set_defaults(run=_explain, kept="overlays written so far are kept")
 
     report = commands.add_parser("report", help="make the interactive report of a run")
     report.add_argument("path", type=Path, metavar="RUN", help="a run folder: one that holds run.json")
@@ -120,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="from when on something is a finding, such as confident=0.6; may be repeated (default: those of Thresholds)",
     )
-    report.set_defaults(run=_report)
+    report.set_defaults(run=_report, kept="")
+    for command in (demo, train, explain, report):
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -135,7 +150,9 @@ def _training_options(
     parser.add_argument("--size", type=int, default=size, help=f"pixels that images are cropped to{default(size)}")
     parser.add_argument("--bs", type=int, default=bs, help=f"images per batch{default(bs)}")
     parser.add_argument("--lr", type=float, help="learning rate (default: 2e-3, or what suits the demo)")
-    parser.add_argument("--layer", help="layer to watch: a number i for learn.model[0][i], or a dotted name")
+    parser.add_argument(
+        "--layer", type=_layer, help="layer to watch: a number i for learn.model[0][i], or a dotted name"
+    )
     parser.add_argument("--n", type=int, default=16, help="images to watch (default: 16)")
     parser.add_argument("--method", default="gradcam", help="how maps are made (default: gradcam)")
     parser.add_argument("--name", help="the run's name (default: the time)")
@@ -215,79 +232,31 @@ def _explain(options: argparse.Namespace) -> int:
     missing = [p for p in options.images if not p.exists()]
     if missing:
         raise FileNotFoundError(f"There is no image or folder {str(missing[0])!r}.")
-    from fastai.data.transforms import get_image_files
-    from fastai.learner import load_learner
-
-    from . import learner  # noqa: F401  (gives Learner its methods)
+    from .explaining import Overlays, cams_by_image, class_of, image_files, load, table
     from .methods import resolve_method
 
     resolve_method(options.method)
-    images = [f for p in options.images for f in (sorted(get_image_files(p)) if p.is_dir() else [p])]
-    if not images:
-        raise ValueError(f"There are no images in {', '.join(map(str, options.images))}.")
+    images = image_files(options.images, options.out)
+    learn = load(options.learner)
+    target = [class_of(learn, given) for given in options.target] if options.target else None
+    overlays, unread = Overlays(options.out, images), 0
+    explained = cams_by_image(learn, images, target, options.layer, options.method)
     try:
-        learn = load_learner(options.learner)
-    except Exception as error:
-        raise ValueError(f"{str(options.learner)!r} cannot be loaded as a learner: {error}") from error
-    target = [int(t) if t.isdecimal() else t for t in options.target] if options.target else None
-    layer = int(options.layer) if options.layer and options.layer.isdecimal() else options.layer
-    options.out.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for at in range(0, len(images), 16):
-        for image, cams in _cams_of(learn, images[at : at + 16], target, layer, options.method):
-            if isinstance(cams, Exception):
-                failed += 1
-                print(f"{image}: {cams}", file=sys.stderr)
-                continue
-            for cam in cams:
-                _write_explained(options, image, cam, several=len(cams) > 1)
-    return 1 if failed else 0
-
-
-def _cams_of(
-    learn: Learner, images: list[Path], target: Any, layer: Any, method: str
-) -> Iterator[tuple[Path, Sequence[CAM] | Exception]]:
-    "(image, its CAMs or the reason why there are none) for a batch of images; one that cannot be read costs no other."
-    from .data import opened
-
-    readable, decoded = [], []
-    for image in images:
-        try:
-            decoded.append(opened(image))
-            readable.append(image)
-        except (ValueError, FileNotFoundError) as error:
-            yield image, error
-    if decoded:
-        cams = list(learn.gradcam(decoded, target=target, layer=layer, method=method))
-        each = len(cams) // len(decoded)
-        for i, image in enumerate(readable):
-            yield image, cams[i * each : (i + 1) * each]
-
-
-def _write_explained(options: argparse.Namespace, image: Path, cam: CAM, several: bool) -> None:
-    stem = f"{image.parent.name}-{image.stem}" if image.parent.name else image.stem
-    label = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"-{cam.label}")[:60] if several else ""
-    file, k = options.out / f"{stem}{label}.png", 1
-    while file in options.__dict__.setdefault("written", set()):
-        k += 1
-        file = options.out / f"{stem}{label}-{k}.png"
-    options.written.add(file)
-    cam.save(file)
-    row = {
-        "image": str(image),
-        "overlay": str(file),
-        "target": cam.label,
-        "prob": cam.prob,
-        "pred": cam.pred,
-        "pred_prob": cam.pred_prob,
-        "layer": cam.layer,
-    }
-    if options.json:
-        print(json.dumps(row, ensure_ascii=False))
-    else:
-        sure = f" {cam.pred_prob:.0%}" if cam.pred_prob is not None else ""
-        about = f", map of {cam.label} {cam.prob:.0%}" if cam.label != cam.pred and cam.prob is not None else ""
-        print(f"{image}: {cam.pred}{sure}{about} → {file}")
+        with _bar(len(images)) as advance:
+            for done, (image, cams) in enumerate(explained, 1):
+                if isinstance(cams, Exception):
+                    unread += 1
+                    print(f"{image}: {cams}", file=sys.stderr)
+                else:
+                    for row in overlays.write(image, cams):
+                        if options.json:
+                            print(json.dumps(row, ensure_ascii=False))
+                advance(done)
+    finally:
+        written = overlays.write_table()
+    if not options.json:
+        print(f"{table(overlays.rows)}\ntable: {written}")
+    return 1 if unread else 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -316,6 +285,29 @@ def _thresholds(given: Sequence[str]) -> Thresholds:
                 f"--threshold {name} is {kind}, such as {name}={known[name]:.3g}, got {words!r}."
             ) from None
     return Thresholds(**values)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    "A progress bar in a terminal, beside what is printed for a script; yields what is told how much is done."
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from fastprogress.fastprogress import progress_bar
+
+    with redirect_stdout(sys.stderr):
+        bar = progress_bar(range(total), leave=False)
+
+    def advance(done: int) -> None:
+        with redirect_stdout(sys.stderr):
+            bar.update(done)
+
+    advance(0)
+    yield advance
+
+
+def _layer(given: str) -> int | str:
+    return int(given) if given.removeprefix("-").isdecimal() else given
 
 
 def _say(options: argparse.Namespace, words: str) -> None:

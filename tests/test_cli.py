@@ -1,13 +1,32 @@
 """The command line, run as a person runs it: in a process of its own, offline, on small images."""
 
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from fastai.vision.all import (
+    DataBlock,
+    ImageBlock,
+    MultiCategoryBlock,
+    Resize,
+    get_image_files,
+    set_seed,
+    vision_learner,
+)
+from fastcore.imports import noop
 from pages import embedded
+from PIL import Image
 from report_fixture import make_run
+from torch import nn
+from training import one_thread, tiny, tiny_learner  # noqa: F401
 
 from fastai_gradcam import Run
 from fastai_gradcam.cli import main
@@ -91,6 +110,195 @@ def test_explain_goes_on_after_an_image_that_cannot_be_read_and_says_so(trained,
     assert done.returncode == 1
     assert "broken.png" in done.stderr and "Traceback" not in done.stderr
     assert len(list((tmp_path / "maps").glob("*.png"))) == 2
+
+
+def of_colours(path, names):
+    "Plain images, coloured by the first word of their name."
+    path.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (32, 32), name.split("-")[0]).save(path / f"{name}.png")
+    return path
+
+
+def two_labels(file):
+    return ["a", "b"] if file.name.startswith("red") else ["c"] if file.name.startswith("blue") else []
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    "A learner of several labels: on red two, on blue one, on others none."
+    path = tmp_path_factory.mktemp("labelled")
+    of_colours(path / "images", [f"{colour}-{i}" for colour in ("red", "blue", "white") for i in range(4)])
+    set_seed(3)
+    dls = DataBlock(
+        (ImageBlock, MultiCategoryBlock), get_items=get_image_files, get_y=two_labels, item_tfms=Resize(32)
+    ).dataloaders(path / "images", bs=4, num_workers=0)
+    learn = vision_learner(dls, tiny, pretrained=False, cut=-3, path=path)
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
+    learn.logger = noop
+    with torch.no_grad():
+        # A head of three thresholds on the colours' means, so that nothing needs to be learned.
+        learn.model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 4, 4)), nn.Flatten(), nn.AdaptiveAvgPool1d(3))
+        conv = learn.model[0][0]
+        conv.weight.zero_(), conv.bias.fill_(-1)
+        # red − green, twice, and blue − green
+        for out, (plus, minus) in enumerate(((0, 1), (0, 1), (2, 1))):
+            conv.weight[out, plus], conv.weight[out, minus] = 1.0, -1.0
+    learn.export(path / "learner.pkl")
+    return path / "learner.pkl"
+
+
+@pytest.mark.parametrize("layer", [[], ["--layer", "all"]])
+def test_explain_gives_each_image_its_own_maps_whatever_the_number_of_its_labels(labelled, tmp_path, capsys, layer):
+    images = of_colours(tmp_path / "images", ["blue", "red", "white"])
+    assert main(["explain", str(labelled), str(images), "--out", str(tmp_path / "out"), "--json", *layer]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [(Path(row["image"]).stem, row["pred"]) for row in rows]
+    assert told == [("blue", "c"), ("red", "a, b"), ("red", "a, b"), ("white", "(none)")]
+    assert sorted(row["target"] for row in rows[1:3]) == ["a", "b"]
+    # Of what the image is, the overlay beside its name is.
+    seen = {Path(row["image"]).stem: np.asarray(Image.open(row["overlay"])).mean((0, 1)) for row in rows}
+    assert seen["white"].min() > 100 and seen["red"].argmax() == 0
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    "An exported learner whose classes are called 1, 10 and 2."
+    path = tmp_path_factory.mktemp("numbers")
+    for part in ("train", "valid"):
+        for i, name in enumerate(("1", "10", "2")):
+            of_colours(path / "images" / part / name, [f"{c}-{i}" for c in ("red", "blue")])
+    learn = tiny_learner(path / "images", path)
+    learn.export(path / "learner.pkl")
+    return path / "learner.pkl"
+
+
+def explained(capsys, *args):
+    assert main(["explain", *map(str, args), "--json"]) == 0, capsys.readouterr().err
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(("target", "label"), [("1", "1"), ("2", "2"), ("10", "10"), ("0", "1")])
+def test_a_class_is_meant_by_its_name_before_its_number(numbers, tmp_path, capsys, target, label):
+    images = of_colours(tmp_path / "images", ["red"])
+    (row,) = explained(capsys, numbers, images, "--target", target, "--out", tmp_path / "out")
+    assert row["target"] == label
+
+
+def test_overlays_are_named_by_layer_and_class_where_there_are_several(numbers, tmp_path, capsys):
+    images = of_colours(tmp_path / "images", ["red"])
+    rows = explained(
+        capsys, numbers, images, "--layer", "all", "--target", "1", "--target", "2", "--out", tmp_path / "out"
+    )
+    assert {Path(row["overlay"]).name for row in rows} == {
+        f"images-red-{label}-0.{i}.png" for label in "12" for i in (0, 1, 2)
+    }
+    for row in rows:
+        assert Path(row["overlay"]).name == f"images-red-{row['target']}-{row['layer']}.png"
+    assert explained(capsys, numbers, images, "--layer", "-1", "--out", tmp_path / "out")[0]["layer"] == "0.2"
+
+
+def test_overlays_of_an_earlier_run_are_no_images_to_explain(numbers, tmp_path, capsys):
+    images = of_colours(tmp_path / "images", ["red", "blue"])
+    for _ in range(2):
+        assert len(explained(capsys, numbers, images, "--out", images / "explained")) == 2
+    before = (images / "red.png").read_bytes()
+    assert main(["explain", str(numbers), str(images), "--out", str(images)]) == 2
+    assert "is a folder of images to explain: choose another" in capsys.readouterr().err
+    # An overlay takes no image's place.
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "images-red.png")
+    explained(capsys, numbers, images / "red.png", tmp_path / "images-red.png", "--out", tmp_path)
+    assert np.asarray(Image.open(tmp_path / "images-red.png")).tolist() == np.full((32, 32, 3), (255, 0, 0)).tolist()
+    assert (images / "red.png").read_bytes() == before
+
+
+def test_explain_prints_a_table_in_columns_and_writes_it(numbers, tmp_path, capsys):
+    images = of_colours(tmp_path / "images", ["red", "blue-of-a-long-name"])
+    assert main(["explain", str(numbers), str(images), "--target", "10", "--out", str(tmp_path / "out")]) == 0
+    head, *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and last == f"table: {tmp_path / 'out' / 'table.csv'}"
+    for name, word in (("predicted", None), ("map of", "10"), ("overlay", str(tmp_path / "out"))):
+        at = head.index(name)
+        assert all(line[at - 1] == " " != line[at] for line in lines)
+        assert word is None or all(line[at:].startswith(word) for line in lines)
+    rows = pd.read_csv(tmp_path / "out" / "table.csv", dtype={"target": str})
+    assert list(rows) == ["image", "overlay", "target", "prob", "pred", "pred_prob", "layer"]
+    assert rows["image"].tolist() == [str(images / "blue-of-a-long-name.png"), str(images / "red.png")]
+    assert rows["target"].tolist() == ["10", "10"] and all(Path(o).exists() for o in rows["overlay"])
+
+
+def test_a_reader_that_has_enough_is_no_error(numbers, tmp_path):
+    images = of_colours(tmp_path / "images", [f"red-{i}" for i in range(3)])
+    words = [sys.executable, "-m", "fastai_gradcam", "explain", str(numbers), str(images), "--out", str(tmp_path)]
+    pythonpath = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": pythonpath}
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    os.close(writing)
+    assert done.stderr == "" and done.returncode == 141
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are of Unix")
+def test_in_a_terminal_a_bar_says_how_far_it_is(numbers, tmp_path):
+    images = of_colours(tmp_path / "images", ["red", "blue"])
+    words = [sys.executable, "-m", "fastai_gradcam", "explain", str(numbers), str(images), "--out", str(tmp_path)]
+    pythonpath = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ours, theirs = os.openpty()
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": pythonpath}
+    done = subprocess.run(words, stdout=theirs, stderr=theirs, env=env, check=False)
+    os.close(theirs)
+    told = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0 and "[1/2 " in told and "[2/2 " in told, told
+
+
+def test_ctrl_c_says_what_is_kept(numbers, tmp_path, capsys, monkeypatch):
+    images = of_colours(tmp_path / "images", ["red"])
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastai_gradcam.explaining.cams_by_image", interrupted)
+    assert main(["explain", str(numbers), str(images), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted; overlays written so far are kept"
+
+
+def test_a_file_that_is_no_learner_is_named_with_the_reason(labelled, tmp_path, capsys, monkeypatch):
+    image = of_colours(tmp_path / "images", ["red"]) / "red.png"
+
+    def refused(file):
+        assert main(["explain", str(file), str(image), "--out", str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "state.pth")
+    assert "is not what learn.export() wrote: 'dict' object has no attribute 'dls'" in refused(tmp_path / "state.pth")
+    (tmp_path / "own_functions.py").write_text("def lab(file): return 'a'")
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_functions
+
+    torch.save(own_functions.lab, tmp_path / "learner.pkl")
+    del own_functions.lab
+    assert "needs a function or class that the notebook or program which made the learner defined" in refused(
+        tmp_path / "learner.pkl"
+    )
+    monkeypatch.delitem(sys.modules, "own_functions")
+    (tmp_path / "own_functions.py").unlink()
+    importlib.invalidate_caches()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert "it needs the module 'own_functions', which is not installed here" in refused(tmp_path / "learner.pkl")
+
+
+def test_an_error_of_ours_is_one_line_and_debug_shows_where(numbers, tmp_path, capsys, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("fastai_gradcam.explaining.cams_by_image", fails)
+    args = ["explain", str(numbers), str(of_colours(tmp_path / "images", ["red"])), "--out", str(tmp_path / "out")]
+    assert main(args) == 1
+    assert capsys.readouterr().err == "fastai-gradcam explain: RuntimeError: no memory (--debug shows where)\n"
+    with pytest.raises(RuntimeError, match="no memory"):
+        main([*args, "--debug"])
 
 
 def test_report_is_made_again_from_the_folder(trained, tmp_path, capsys):

@@ -1,0 +1,175 @@
+"""What `fastai-gradcam explain` does: overlays of images by an exported learner, and a table of them."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastai.data.transforms import get_image_files
+from fastai.learner import Learner, load_learner
+
+from . import learner  # noqa: F401  (gives Learner its methods)
+from .data import opened
+from .learner import CAM
+from .tasks import task_of
+
+__all__ = ["COLUMNS", "Overlays", "cams_by_image", "class_of", "image_files", "load", "table"]
+
+COLUMNS = ("image", "overlay", "target", "prob", "pred", "pred_prob", "layer")
+_TOGETHER = 16
+
+
+def load(file: Path) -> Learner:
+    "The learner that `learn.export()` wrote in `file`. Raises `ValueError` with what is missing, or what the file is not."
+    try:
+        with warnings.catch_warnings():
+            # The command's help says that loading runs code.
+            warnings.simplefilter("ignore")
+            found = load_learner(file)
+    except Exception as error:
+        cause = _missing(file) or error if isinstance(error, UnboundLocalError) else error
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            raise ValueError(
+                f"{str(file)!r} cannot be loaded: it needs the module {cause.name!r}, which is not installed here. Where "
+                "it is a file of your own, run the command in its folder, with PYTHONPATH=."
+            ) from error
+        if isinstance(cause, AttributeError) and "Custom classes or functions" in str(cause):
+            reason = str(cause).strip().splitlines()[-1].strip()
+            raise ValueError(
+                f"{str(file)!r} cannot be loaded: it needs a function or class that the notebook or program which made "
+                f"the learner defined ({reason}). Define it in a module, import it there, and export again."
+            ) from error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise ValueError(f"{str(file)!r} is not what learn.export() wrote: {reason}") from error
+    if not isinstance(found, Learner):
+        raise ValueError(f"{str(file)!r} is not what learn.export() wrote, but a {type(found).__name__}.")
+    return found
+
+
+def _missing(file: Path) -> ImportError | None:
+    "What could not be imported: fastai's `load_learner` swallows that, and fails by having no learner."
+    try:
+        torch.load(file, map_location="cpu", weights_only=False)
+    except ImportError as error:
+        return error
+    return None
+
+
+def image_files(paths: Sequence[Path], out: Path) -> list[Path]:
+    """The images among `paths`, and those below the folders among them; what was written in `out` is left out.
+
+    Raises `ValueError` where there are none, and where `out` is a folder of images itself.
+    """
+    found: list[Path] = []
+    written = out.resolve()
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        if path.resolve() == written:
+            raise ValueError(f"--out {str(out)!r} is a folder of images to explain: choose another for the overlays.")
+        inside = path.resolve() in written.parents
+        found += [o for o in sorted(get_image_files(path)) if not (inside and written in o.resolve().parents)]
+    if not found:
+        raise ValueError(f"There are no images in {', '.join(map(str, paths))}.")
+    return found
+
+
+def class_of(learn: Learner, given: str) -> str | int:
+    "The class that `given` means: the one of that name, and only where there is none, the one of that index."
+    if given.isdecimal():
+        try:
+            task_of(learn.dls, learn.loss_func).target(given, 1)
+        except ValueError:
+            return int(given)
+    return given
+
+
+def cams_by_image(
+    learn: Learner, images: Sequence[Path], target: Any = None, layer: Any = None, method: str = "gradcam"
+) -> Iterator[tuple[Path, list[CAM] | Exception]]:
+    "(image, its CAMs or the reason why there are none), in batches; an image that cannot be read costs no other."
+    for at in range(0, len(images), _TOGETHER):
+        readable, decoded = [], []
+        for image in images[at : at + _TOGETHER]:
+            try:
+                decoded.append(opened(image))
+                readable.append(image)
+            except (ValueError, FileNotFoundError) as error:
+                yield image, error
+        if decoded:
+            cams = learn.gradcam(decoded, target=target, layer=layer, method=method)
+            # As many maps as labels were predicted: those of one image share its picture.
+            by_image = [list(own) for _, own in groupby(cams, key=lambda cam: id(cam.image))]
+            yield from zip(readable, by_image, strict=True)
+
+
+@dataclass
+class Overlays:
+    "Overlays in the folder `out`, each of a name of its own, and `rows` about them in the order of `COLUMNS`."
+
+    out: Path
+    images: Sequence[Path]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._taken = {image.resolve() for image in self.images}
+
+    def write(self, image: Path, cams: Sequence[CAM]) -> list[dict[str, Any]]:
+        "Save the overlays of one image; the rows about them."
+        name_label = len({cam.label for cam in cams}) > 1
+        name_layer = len({cam.layer for cam in cams}) > 1
+        rows = []
+        for cam in cams:
+            file = self._file(image, [str(cam.label)] * name_label + [cam.layer] * name_layer)
+            cam.save(file)
+            about = (str(image), str(file), cam.label, cam.prob, cam.pred, cam.pred_prob, cam.layer)
+            rows.append(dict(zip(COLUMNS, about, strict=True)))
+        self.rows += rows
+        return rows
+
+    def _file(self, image: Path, parts: Sequence[str]) -> Path:
+        stem = f"{image.parent.name}-{image.stem}" if image.parent.name else image.stem
+        words = ["".join(c if c.isalnum() or c in "-_." else "_" for c in part)[:60] for part in parts]
+        stem, k = "-".join([stem, *words]), 1
+        file = self.out / f"{stem}.png"
+        while file.resolve() in self._taken:
+            k += 1
+            file = self.out / f"{stem}-{k}.png"
+        self._taken.add(file.resolve())
+        return file
+
+    def write_table(self) -> Path:
+        "Save the rows as `table.csv`."
+        file = self.out / "table.csv"
+        with open(file, "w", newline="", encoding="utf-8") as opened_file:
+            writer = csv.DictWriter(opened_file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return file
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    "The rows as text in columns: image, prediction, what the map is of, overlay."
+    lines = [("image", "predicted", "", "map of", "", "overlay")]
+    lines += [
+        (r["image"], r["pred"] or "", _percent(r["pred_prob"]), _explained(r), _percent(r["prob"]), r["overlay"])
+        for r in rows
+    ]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _explained(row: dict[str, Any]) -> str:
+    return row["target"] if row["target"] is not None else "the output"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}".rjust(4)
