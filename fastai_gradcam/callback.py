@@ -137,9 +137,7 @@ class GradCAMCallback(Callback):
             raise ValueError("resume=True needs the name= of the run to go on with.")
         resolve_method(method)
         if loggers is not None:
-            loggers = [loggers] if callable(loggers) else list(loggers)
-            if not all(map(callable, loggers)):
-                raise TypeError(f"loggers must be callables (run, frame), got {loggers!r}.")
+            loggers = _checked_loggers(loggers)
         self._settings = {
             "n": n, "items": items, "layer": layer, "target": target, "method": method, "every": every, "masks": masks,
             "path": path, "name": name, "show": show, "seed": seed, "resume": resume, "loggers": loggers,
@@ -622,6 +620,22 @@ def _refuse_own_pictures(learn: Learner) -> None:
                     f"The learner's data holds pictures that a run of this callback saved: {str(folder)!r} is read as a "
                     "class. Move the runs out of the images' folder, and give the callback path= elsewhere."
                 )
+
+
+def _checked_loggers(loggers: Any) -> list[Callable[[Run, dict], None]]:
+    "`loggers` as a list. Raises `TypeError` for what is no callable, and for a class, which a call would only make."
+    found = [loggers] if callable(loggers) or isinstance(loggers, str) or not isinstance(loggers, Iterable) else loggers
+    found = list(found)
+    for one in found:
+        if isinstance(one, type):
+            raise TypeError(
+                f"loggers must be callables (run, frame), got the class {one.__name__}: give an object of it."
+            )
+        if not callable(one):
+            raise TypeError(
+                f"loggers must be callables (run, frame), such as WandbLogger() of fastai_gradcam.loggers, got {one!r}."
+            )
+    return found
 
 
 def _timestamp(folder: Path) -> str:

@@ -20,6 +20,9 @@ Logger = Callable[[Run, dict], None]
 
 NUMBERS = ("prob", "loss", "evidence", "entropy", "concentration", "border_share", "centroid_shift", "similarity_prev")
 
+# Of each W&B run, by its id: the step under which its latest frame is.
+_last_step: dict[str, int] = {}
+
 
 def mean_numbers(run: Run, frame: dict[str, Any]) -> dict[str, float]:
     "The panel's means of a frame's numbers, those that are defined, and with masks the share on the object."
@@ -70,8 +73,12 @@ class WandbLogger:
             raise ValueError("There is no W&B run to log to: call wandb.init() first.")
         logged: dict[str, Any] = {f"gradcam/{k}": v for k, v in mean_numbers(run, frame).items()}
         logged["gradcam/grid"] = wandb.Image(run.grid(frame["frame"]))
-        step: dict[str, Any] = {} if self.step is None else {"step": self.step()}
-        target.log(logged, **step)
+        if self.step is None:
+            target.log(logged)
+            return
+        step = self.step()
+        target.log(logged, step=step)
+        _last_step[target.id] = step
 
 
 def loggers_of(learn: Learner) -> list[Logger]:
@@ -88,4 +95,14 @@ def loggers_of(learn: Learner) -> list[Logger]:
 
 
 def _wandb_step(cb: Any) -> int:
-    return max(0, cb._wandb_step)
+    "The step of `cb`, fastai's `WandbCallback`; before training, when it lies behind W&B's own, that of its first batch."
+    import wandb
+
+    wandb_run: Any = wandb.run
+    # W&B drops what comes under a step that is past.
+    step = max(cb._wandb_step, wandb_run.step)
+    if step <= _last_step.get(wandb_run.id, -1):
+        # The row of another learner's last epoch, still open, has that epoch's frame: this one would overwrite it. So
+        # would the first batch that epoch's numbers: both move on by a row.
+        cb._wandb_step, step = step, step + 1
+    return step

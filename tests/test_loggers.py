@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from training import Quiet, differences, left_by, one_thread, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback
-from fastai_gradcam.loggers import TensorBoardLogger, WandbLogger, mean_numbers
+from fastai_gradcam.loggers import TensorBoardLogger, WandbLogger, _wandb_step, mean_numbers
 
 
 def fitted(folder, path, *cbs, **settings):
@@ -149,6 +151,55 @@ def test_beside_fastais_wandb_callback_frames_go_there_by_themselves(
     assert_frames_are_logged(rows, learn.grad_cam.run)
     last_frame = max(step for step, values in rows if "gradcam/prob" in values)
     assert last_frame == max(step for step, values in rows if "valid_loss" in values)
+
+
+def test_a_second_learner_in_the_same_wandb_run_loses_no_frame(image_folder, tmp_path, offline_wandb, monkeypatch):
+    import fastai.callback.wandb
+    from fastai.callback.wandb import WandbCallback
+
+    monkeypatch.setattr(fastai.callback.wandb, "_format_config", lambda config: None)
+    learners = [fitted(image_folder, tmp_path / name, WandbCallback(log_preds=False)) for name in ("first", "second")]
+    offline_wandb.finish()
+    rows = wandb_rows(tmp_path / "wandb")
+    framed = [(step, values) for step, values in rows if "gradcam/prob" in values]
+    means = [mean_numbers(le.grad_cam.run, f)["prob"] for le in learners for f in le.grad_cam.run.frames]
+    assert [values["gradcam/prob"] for _, values in framed] == pytest.approx(means, rel=1e-5)
+    # Frame 0 is with the first batch, the others with their epochs; and each batch has its row.
+    batches = len(learners[0].dls.train)
+    epochs = [step for step, values in rows if "valid_loss" in values]
+    assert [step for step, _ in framed] == [0, *epochs[:2], 2 * batches, *epochs[2:]]
+    assert [step for step, values in rows if "train_loss" in values] == list(range(4 * batches))
+
+
+def test_a_frame_never_overwrites_one_in_a_row_of_wandb_that_is_still_open(image_folder, tmp_path, offline_wandb):
+    run = fitted(image_folder, tmp_path).grad_cam.run
+    first, second = SimpleNamespace(_wandb_step=3), SimpleNamespace(_wandb_step=2)
+    WandbLogger(step=partial(_wandb_step, first))(run, run.frames[2])
+    assert offline_wandb.step == second._wandb_step + 1  # what fastai's callback makes of an open row
+    WandbLogger(step=partial(_wandb_step, second))(run, run.frames[0])
+    assert (first._wandb_step, second._wandb_step) == (3, 3)
+    offline_wandb.finish()
+    rows = [(step, values["gradcam/prob"]) for step, values in wandb_rows(tmp_path / "wandb")]
+    assert [step for step, _ in rows] == [3, 4]
+    expected = [mean_numbers(run, run.frames[i])["prob"] for i in (2, 0)]
+    assert [prob for _, prob in rows] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loggers", [WandbLogger, [WandbLogger], [print, TensorBoardLogger]])
+def test_a_class_is_no_logger(loggers):
+    with pytest.raises(TypeError, match=r"the class (Wandb|TensorBoard)Logger: give an object of it"):
+        GradCAMCallback(loggers=loggers)
+
+
+@pytest.mark.parametrize("loggers", ["wandb", ["wandb"]])
+def test_a_name_is_no_logger(loggers):
+    with pytest.raises(TypeError, match=r"such as WandbLogger\(\) of fastai_gradcam.loggers, got 'wandb'\.$"):
+        GradCAMCallback(loggers=loggers)
+
+
+def test_a_number_is_no_logger():
+    with pytest.raises(TypeError, match=r"loggers must be callables \(run, frame\).*got 3\.$"):
+        GradCAMCallback(loggers=3)
 
 
 def test_a_logger_that_fails_is_a_warning_and_the_weights_are_the_same(image_folder, tmp_path):
