@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,44 +165,66 @@ def _demo(options: argparse.Namespace) -> int:
     from .methods import resolve_method
 
     resolve_method(options.method)
-    images = options.out / ("images-shortcut" if options.shortcut else "images") / f"seed-{options.seed}"
-    count = options.per_species or demo.PER_SPECIES
-    _say(options, f"drawing {9 * count} fish in {images} …")
-    demo.make_fish(images, per_species=count, seed=options.seed, shortcut=options.shortcut)
-    return _watch(options, images, options.out / "runs", demo.RECIPE)
+    count = demo.PER_SPECIES if options.per_species is None else options.per_species
+    if count < 2:
+        raise ValueError(f"--per-species must be at least 2, one to learn from and one to validate on, got {count}.")
+    # A folder of its own for each count: one that was larger before would be learned from whole.
+    images = options.out / ("images-shortcut" if options.shortcut else "images") / f"seed-{options.seed}-{count}-each"
+    total = count * len(demo.species)
+    _say(options, f"drawing {total} fish in {images} …")
+    with _bar(total) as advance:
+        demo.make_fish(images, per_species=count, seed=options.seed, shortcut=options.shortcut, advance=advance)
+    return _watch(options, images, options.out / "runs", demo.recipe(options.arch, _given(options)))
 
 
 def _train(options: argparse.Namespace) -> int:
     from .methods import resolve_method
 
     resolve_method(options.method)
-    return _watch(options, options.data, options.out or options.data / "gradcam", {})
+    if options.export is not None:
+        _check_writable(options.export)
+    return _watch(options, options.data, options.out or options.data / "gradcam", _given(options))
 
 
-def _watch(options: argparse.Namespace, data: Path, out: Path, recipe: dict[str, Any]) -> int:
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    return {k: getattr(options, k) for k in ("epochs", "size", "bs", "lr", "layer") if getattr(options, k) is not None}
+
+
+def _check_writable(file: Path) -> None:
+    "Hours of training would be lost by learning it afterwards. Raises `OSError`."
+    if file.is_dir():
+        raise IsADirectoryError(f"--export is the learner's file; {str(file)!r} is a folder.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = not file.exists()
+    with open(file, "ab"):
+        pass
+    if new:
+        file.unlink()
+
+
+def _watch(options: argparse.Namespace, data: Path, out: Path, settings: dict[str, Any]) -> int:
     "Train on `data` with the callback, and say where the pictures are."
-    from .folders import read_folder
-    from .training import train
+    # fastai's table and bars go beside what a script reads.
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        from .folders import read_folder
+        from .training import train
 
-    folder = read_folder(data, options.seed)
-    given = {k: getattr(options, k) for k in ("epochs", "size", "bs", "lr", "layer") if getattr(options, k) is not None}
-    learn = train(
-        folder,
-        arch=options.arch,
-        out=out,
-        name=options.name,
-        n=options.n,
-        method=options.method,
-        num_workers=options.workers,
-        seed=options.seed,
-        say=lambda words: _say(options, words),
-        **{**recipe, **given},
-    )
-    run = learn.grad_cam.run
-    if getattr(options, "export", None):
-        learn.export(options.export.resolve())
-        _say(options, f"learner: {options.export}")
-    _conclude(options, run)
+        learn = train(
+            read_folder(data, options.seed),
+            arch=options.arch,
+            out=out,
+            name=options.name,
+            n=options.n,
+            method=options.method,
+            num_workers=options.workers,
+            seed=options.seed,
+            say=lambda words: _say(options, words),
+            **settings,
+        )
+        if getattr(options, "export", None):
+            learn.export(options.export.resolve())
+            _say(options, f"learner: {options.export}")
+    _conclude(options, learn.grad_cam.run)
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +18,13 @@ __all__ = [
     "fish_label",
     "fish_mask",
     "make_fish",
+    "recipe",
     "species",
 ]
 
 PER_SPECIES = 40
-# `layer` 5 has 14 × 14 cells at this size; the last one, 7, has 4 × 4, too few to tell a fish from its tray.
-RECIPE = {
+# `layer` 5 of a resnet has 14 × 14 cells at this size; the last one, 7, has 4 × 4, too few to tell a fish from its tray.
+RECIPE: dict[str, Any] = {
     "size": 112,
     "bs": 16,
     "epochs": 5,
@@ -30,11 +33,26 @@ RECIPE = {
     "augment": False,
     "scratch": {"epochs": 7, "lr": 4e-3},
 }
+_OF_THE_RECIPE = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 species = tuple(sp.name for sp in SPECIES)
 
 
-def make_fish(path: str | Path, per_species: int = 40, seed: int = 0, size: int = 128, shortcut: bool = False) -> Path:
+def recipe(arch: str, given: dict[str, Any]) -> dict[str, Any]:
+    "What trains `arch` well on the fish, but with the settings `given`, from scratch, too."
+    found = {k: v for k, v in RECIPE.items() if k != "layer" or arch in _OF_THE_RECIPE}
+    found["scratch"] = {k: v for k, v in RECIPE["scratch"].items() if k not in given}
+    return {**found, **given}
+
+
+def make_fish(
+    path: str | Path,
+    per_species: int = 40,
+    seed: int = 0,
+    size: int = 128,
+    shortcut: bool = False,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Path:
     """Draw the fish set below `path` and return `path`.
 
     Writes `per_species` square pictures of `size` pixels of each of the nine `species`, in the layout of Kaggle's
@@ -43,7 +61,7 @@ def make_fish(path: str | Path, per_species: int = 40, seed: int = 0, size: int 
     A picture depends on `seed`, its species, its number and `size` only: the same seed writes the same bytes, and a
     larger set begins with the smaller one. With `shortcut`, a coloured card with as many pips as the species' place in
     `species` lies somewhere beside the fish; all else in the picture stays as it is without.
-    Files of the same names are overwritten. Raises `ValueError` for fewer than one picture or less than 32 pixels.
+    Files of the same names are overwritten. `advance` is told how many pictures are drawn. Raises `ValueError` for fewer than one picture or less than 32 pixels.
     """
     if per_species < 1:
         raise ValueError(f"per_species is {per_species}: a set needs at least 1 picture of each species")
@@ -59,6 +77,7 @@ def make_fish(path: str | Path, per_species: int = 40, seed: int = 0, size: int 
             image, mask = draw(k, np.random.default_rng([seed, k, i, 0]), tag_rng, size)
             image.save(images / f"{i:05d}.png", compress_level=1)
             mask.save(masks / f"{i:05d}.png", compress_level=1)
+            advance(k * per_species + i)
     return path
 
 

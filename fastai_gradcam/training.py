@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,25 +51,38 @@ def train(
 
     With pretrained weights: `fine_tune(epochs, lr)`. Where they cannot be had, that is said in a line, and the
     whole network is trained from the start by `fit_one_cycle`, with what `scratch` has instead of the other
-    settings. Raises `ValueError` for an unknown network and for numbers that are not positive.
+    settings. Raises `ValueError` for an unknown network, one that `vision_learner` cannot cut, and numbers that make
+    no training.
     """
     for what, number in (("epochs", epochs), ("size", size), ("bs", bs), ("lr", lr), ("n", n)):
-        if number <= 0:
+        if not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{what} must be positive, got {number}.")
+    if size < 32:
+        raise ValueError(f"size must be at least 32 pixels, got {size}: a network leaves no cell of a smaller image.")
+    if num_workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {num_workers}.")
     network = _network(arch)
     if name is not None and Path(out, name).exists():
         raise ValueError(f"There is a run {name!r} in {str(out)!r} already: choose another name.")
     with _naming_broken_images(folder.items):
         set_seed(seed)
+        images, others = map(len, folder.splitter(folder.items))
+        if not others:
+            raise ValueError(
+                f"There are no images to validate on below {str(folder.path)!r}: give a class at least two."
+            )
+        if bs > images:
+            # fastai leaves out what does not fill a batch, here all there is.
+            say(f"batches of {images}, not {bs}: there are no more images to train on")
+            bs = images
         dls = folder.dataloaders(size, bs, num_workers, augment)
-        others = len(dls.valid_ds)
         watch = GradCAMCallback(
-            n=min(n, others), layer=_number(layer), method=method, masks=folder.masks, path=out, name=name, seed=seed
+            n=min(n, others), layer=layer, method=method, masks=folder.masks, path=out, name=name, seed=seed
         )
         learn, pretrained = _learner(dls, network, folder.path, watch, say)
         settings = {"epochs": epochs, "lr": lr} if pretrained else {"epochs": epochs, "lr": lr, **(scratch or {})}
         watched = f"{n} of {others} others" if n < others else f"all {others} others"
-        say(f"training {arch} on {len(dls.train_ds)} images, watching {watched}")
+        say(f"training {arch} on {images} images, watching {watched}")
         say(f"grids appear in {Path(out, name or '<time>')}/frames while it learns")
         if pretrained:
             learn.fine_tune(settings["epochs"], settings["lr"])
@@ -93,10 +107,6 @@ def _network(arch: str) -> str | Callable[..., nn.Module]:
     raise ValueError(one_of("network", arch, builders) + hint)
 
 
-def _number(layer: int | str | None) -> int | str | None:
-    return int(layer) if isinstance(layer, str) and layer.lstrip("-").isdecimal() else layer
-
-
 def _learner(
     dls: DataLoaders,
     network: str | Callable[..., nn.Module],
@@ -109,8 +119,16 @@ def _learner(
         return vision_learner(dls, network, pretrained=True, **common), True
     except Exception as error:
         # No network, a proxy, a model without weights: each library has an error of its own for it.
-        say(f"no pretrained weights ({type(error).__name__}: {_first_line(error)}): training from scratch")
-    return scratch_learner(dls, network, **common), False
+        why = f"{type(error).__name__}: {_first_line(error)}"
+    try:
+        learn = scratch_learner(dls, network, **common)
+    except (StopIteration, RuntimeError) as error:
+        raise ValueError(
+            f"vision_learner cannot cut {getattr(network, '__name__', network)} into a body and a head that run: choose "
+            "another network, such as resnet34 (docs/models.md names those that it cannot cut)."
+        ) from error
+    say(f"no pretrained weights ({why}): training from scratch")
+    return learn, False
 
 
 def scratch_learner(dls: DataLoaders, arch: str | Callable[..., nn.Module], **kwargs: Any) -> Learner:

@@ -314,14 +314,51 @@ def test_report_is_made_again_from_the_folder(trained, tmp_path, capsys):
         (["train", "nowhere"], "There is no folder 'nowhere'"),
         (["explain", "nowhere.pkl", "a.jpg"], "There is no learner file 'nowhere.pkl'"),
         (["demo", "--method", "gradcamm"], "no method 'gradcamm'. Did you mean 'gradcam'?"),
-        (["demo", "--epochs", "0", "--per-species", "1", "--out", "{tmp}"], "epochs must be positive"),
+        (["demo", "--epochs", "0", "--per-species", "2", "--out", "{tmp}"], "epochs must be positive"),
+        (["demo", "--per-species", "0", "--out", "{tmp}"], "--per-species must be at least 2"),
+        (["demo", "--per-species", "-3", "--out", "{tmp}"], "--per-species must be at least 2"),
+        (["train", "nowhere", "--export", "{tmp}"], "--export is the learner's file; '{tmp}' is a folder"),
+        (["train", "nowhere", "--export", "{tmp}/file/learner.pkl"], "File exists"),
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence_without_a_traceback(args, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
     assert main([a.format(tmp=tmp_path) for a in args]) == 2
-    err = capsys.readouterr().err
-    assert words in err and "Traceback" not in err
+    out, err = capsys.readouterr()
+    assert words.format(tmp=tmp_path) in err and "Traceback" not in err
+    assert "drawing" not in out or "epochs" in words
+
+
+def test_an_export_is_tried_before_the_training_and_leaves_nothing(tmp_path, capsys):
+    assert main(["train", str(tmp_path / "nowhere"), "--export", str(tmp_path / "new" / "learner.pkl")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "old.pkl").write_text("old")
+    assert main(["train", str(tmp_path / "nowhere"), "--export", str(tmp_path / "old.pkl")]) == 2
+    assert (tmp_path / "old.pkl").read_text() == "old"
+
+
+def test_a_smaller_demo_does_not_train_on_the_fish_of_a_larger_one(tmp_path, capsys, monkeypatch):
+    counts = []
+
+    def seen(folder, **kwargs):
+        counts.append(len(folder.items))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("fastai_gradcam.training.train", seen)
+    for count in (3, 2):
+        assert main(["demo", "--per-species", str(count), "--out", str(tmp_path)]) == 2
+    assert counts == [27, 18]
+
+
+def test_the_demo_trains_another_network_as_told_and_prints_json_alone(tmp_path):
+    done = command("demo", "--per-species", "2", "--out", tmp_path, "--lr", "1e-4", "--json", *QUICK, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    run = Run(told["run"])
+    assert told["status"] == "finished" and len(run.frames) == 2
+    assert "training squeezenet1_1 on 9 images" in done.stderr and "valid_loss" in done.stderr
 
 
 @pytest.mark.parametrize(

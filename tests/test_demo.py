@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from fastai_gradcam._fish_drawing import draw_fish
-from fastai_gradcam.demo import fish_items, fish_label, fish_mask, make_fish, species
+from fastai_gradcam.demo import RECIPE, fish_items, fish_label, fish_mask, make_fish, recipe, species
 
 KAGGLE = (
     "Black Sea Sprat",
@@ -128,6 +128,25 @@ def test_a_set_that_cannot_be_drawn_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is {next(iter(bad.values()))}"):
         make_fish(tmp_path / "fish", **bad)
     assert not (tmp_path / "fish").exists()
+
+
+def test_drawing_tells_how_many_pictures_are_drawn(tmp_path):
+    told = []
+    make_fish(tmp_path, per_species=2, size=32, advance=told.append)
+    assert told == list(range(1, 19))
+
+
+def test_what_is_given_replaces_the_recipe_from_scratch_too():
+    assert recipe("resnet34", {}) == RECIPE
+    given = recipe("resnet34", {"epochs": 2, "layer": 7})
+    assert (given["epochs"], given["layer"], given["lr"]) == (2, 7, RECIPE["lr"])
+    assert given["scratch"] == {"lr": RECIPE["scratch"]["lr"]}
+
+
+def test_the_recipes_layer_is_of_the_resnets_alone():
+    assert recipe("resnet18", {})["layer"] == RECIPE["layer"]
+    assert "layer" not in recipe("squeezenet1_1", {})
+    assert recipe("squeezenet1_1", {"layer": 0})["layer"] == 0
 
 
 def test_drawing_and_finding_fish_needs_no_torch():

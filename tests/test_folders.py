@@ -101,9 +101,41 @@ def test_an_unknown_network_is_answered_with_the_nearest(fish, tmp_path):
         train(read_folder(fish), arch="resnet33", out=tmp_path)
 
 
-def test_numbers_that_make_no_training_are_refused(fish, tmp_path):
-    with pytest.raises(ValueError, match="epochs must be positive, got 0"):
-        train(read_folder(fish), epochs=0, out=tmp_path)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"epochs": 0}, "epochs must be positive, got 0"),
+        ({"lr": float("nan")}, "lr must be positive, got nan"),
+        ({"lr": float("inf")}, "lr must be positive, got inf"),
+        ({"size": 1}, "size must be at least 32 pixels, got 1"),
+        ({"num_workers": -1}, "workers must be 0 or more, got -1"),
+    ],
+)
+def test_numbers_that_make_no_training_are_refused(fish, tmp_path, given, words):
+    with pytest.raises(ValueError, match=words):
+        train(read_folder(fish), out=tmp_path, **given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "googlenet"])
+def test_a_network_that_cannot_be_cut_is_named(tmp_path, monkeypatch, arch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    folder = read_folder(draw(tmp_path / "images", "cat", "dog"))
+    with pytest.raises(ValueError, match=f"vision_learner cannot cut {arch} into .* choose another network"):
+        train(folder, arch=arch, size=32, bs=2, out=tmp_path / "runs", say=lambda words: None)
+
+
+def test_fewer_images_than_a_batch_are_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    folder, said = read_folder(draw(tmp_path / "images", "cat", "dog")), []
+    learn = train(folder, arch="squeezenet1_1", epochs=2, size=32, bs=64, out=tmp_path / "runs", say=said.append)
+    assert len(learn.recorder.losses) == 2
+    assert "batches of 8, not 64: there are no more images to train on" in said
+
+
+def test_images_without_any_to_validate_on_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="There are no images to validate on"):
+        train(read_folder(draw(tmp_path, "cat", "dog", count=1)), out=tmp_path / "runs")
 
 
 def test_pictures_of_runs_below_the_images_are_no_images(tmp_path):
