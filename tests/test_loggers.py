@@ -62,6 +62,20 @@ def test_beside_fastais_tensorboard_callback_frames_go_there_under_its_steps(ima
     assert [s.step for s in read.Scalars("valid_loss")] == [batches, 2 * batches]
 
 
+def test_in_a_second_fit_fastais_steps_begin_again_and_those_of_a_logger_go_on(image_folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    from fastai.callback.tensorboard import TensorBoardCallback
+
+    beside = TensorBoardCallback(tmp_path / "beside", trace_model=False, log_preds=False)
+    learn = fitted(image_folder, tmp_path, beside, loggers=TensorBoardLogger(tmp_path / "own"))
+    with learn.no_bar(), learn.no_logging(), Quiet():
+        learn.fit(1)
+    batches = len(learn.dls.train)
+    steps = [sorted(i.step for i in events(tmp_path / f).Images("gradcam/grid")) for f in ("beside", "own")]
+    # As docs/watching.md says.
+    assert steps == [[0, batches, batches, 2 * batches], [0, 1, 2, 3]]
+
+
 def records(file):
     "The records of W&B's own file: a LevelDB log (blocks of 32 KiB, fragments with a header of 7 bytes) behind a header."
     data, at, record = file.read_bytes(), 7, b""
@@ -144,7 +158,7 @@ def test_beside_fastais_wandb_callback_frames_go_there_by_themselves(
     from fastai.callback.wandb import WandbCallback
 
     # fastai 2.8 fails to write down the learner's settings under recent fastcore; that has no part in this.
-    monkeypatch.setattr(fastai.callback.wandb, "_format_config", lambda config: None)
+    monkeypatch.setattr(fastai.callback.wandb, "_format_config", lambda config: config)
     learn = fitted(image_folder, tmp_path, WandbCallback(log_preds=False))
     offline_wandb.finish()
     rows = wandb_rows(tmp_path / "wandb")
@@ -157,7 +171,7 @@ def test_a_second_learner_in_the_same_wandb_run_loses_no_frame(image_folder, tmp
     import fastai.callback.wandb
     from fastai.callback.wandb import WandbCallback
 
-    monkeypatch.setattr(fastai.callback.wandb, "_format_config", lambda config: None)
+    monkeypatch.setattr(fastai.callback.wandb, "_format_config", lambda config: config)
     learners = [fitted(image_folder, tmp_path / name, WandbCallback(log_preds=False)) for name in ("first", "second")]
     offline_wandb.finish()
     rows = wandb_rows(tmp_path / "wandb")
