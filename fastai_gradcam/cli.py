@@ -21,14 +21,68 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-EPILOG = """
+CODES = """
+exit status:
+  0    done
+  1    the work failed, or an image could not be read
+  2    what was asked for does not fit; a line says why
+  130  interrupted (Ctrl-C)
+  141  who reads the output closed it, as `| head` does
+"""
+
+EPILOG = f"""
 examples:
   fastai-gradcam demo                         draw the fish set, train a resnet34 on it, watch where it looks
   fastai-gradcam demo --shortcut              the same with a coloured tag that gives the species away
   fastai-gradcam train photos --epochs 5      your own folder of images, one folder per class
   fastai-gradcam explain model.pkl a.jpg b/   where a trained learner looks, on images or folders of them
   fastai-gradcam report runs/my-run           make the interactive report of a run again
-"""
+
+`fastai-gradcam COMMAND --help` says what a command takes.
+{CODES}"""
+
+DEMO_EPILOG = f"""
+examples:
+  fastai-gradcam demo                                  what the README shows
+  fastai-gradcam demo --shortcut --epochs 3            a model that cheats, and maps that show it
+  fastai-gradcam demo --layer 7 --method layercam      another layer, another method
+  fastai-gradcam demo --layer all                      every child of learn.model[0]
+{CODES}"""
+
+TRAIN_EPILOG = f"""
+examples:
+  fastai-gradcam train photos                          a resnet34, 5 epochs, runs in photos/gradcam
+  fastai-gradcam train photos --export model.pkl       and keep the learner for `fastai-gradcam explain`
+  fastai-gradcam train photos --arch resnet18 --layer 6 --size 128 --bs 64
+  fastai-gradcam train photos --json | jq .metrics     what a script reads: run, metrics, mask_share, status
+{CODES}"""
+
+EXPLAIN_EPILOG = f"""
+examples:
+  fastai-gradcam explain model.pkl trout.jpg           the map of what is predicted
+  fastai-gradcam explain model.pkl photos --out maps   each image below photos
+  fastai-gradcam explain model.pkl trout.jpg --target Trout --target "Sea Bass"
+  fastai-gradcam explain model.pkl trout.jpg --layer all
+  fastai-gradcam explain model.pkl photos --json | jq -r .pred
+{CODES}"""
+
+REPORT_EPILOG = f"""
+examples:
+  fastai-gradcam report photos/gradcam/my-run          writes photos/gradcam/my-run/report.html
+  fastai-gradcam report my-run --out my-run.html       a single file to send to somebody
+  fastai-gradcam report my-run --threshold confident=0.6
+{CODES}"""
+
+# Written out, so that --help need not import torch.
+METHODS = (
+    "gradcam, gradcam++, xgradcam, hirescam, layercam, gradcam_elementwise, eigencam, eigengradcam, smoothgradcam++, "
+    "scorecam, ablationcam"
+)
+METHOD_HELP = f"how maps are made: {METHODS} (default: gradcam)"
+LAYER_HELP = (
+    "a number i for learn.model[0][i] (-1 is the last), a dotted name such as 0.6.1, or 'all' for every child of "
+    "learn.model[0]"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,14 +133,15 @@ def _parser() -> argparse.ArgumentParser:
         help="train on drawn fish and watch",
         formatter_class=kind,
         description="Draws a small set of nine species of fish in the layout of Kaggle's 'A Large Scale Fish Dataset',\n"
-        "trains on it with GradCAMCallback, and says where the pictures are.",
+        "trains on it with GradCAMCallback, and says where the pictures are. Without a network it trains from scratch.",
+        epilog=DEMO_EPILOG,
     )
     demo.add_argument("--out", type=Path, default=Path("fish"), help="folder for images and runs (default: fish)")
     demo.add_argument(
         "--shortcut", action="store_true", help="put a coloured tag that gives the species away beside each fish"
     )
     demo.add_argument("--seed", type=int, default=0, help="draws other fish (default: 0)")
-    demo.add_argument("--per-species", type=int, help="images of each species")
+    demo.add_argument("--per-species", type=int, help="images of each species, 2 or more (default: 40)")
     _training_options(demo, arch="resnet34", epochs=None, size=None, bs=None)
     demo.set_defaults(run=_demo, kept="frames taken so far are kept")
 
@@ -96,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=kind,
         description="Fine-tunes a network on a folder of images with GradCAMCallback.\n\n"
         "DATA holds one folder of images per class, or such a tree in each of train/ and valid/, or the layout of\n"
-        "Kaggle's fish set, whose '<Species> GT' folders are read as masks.",
+        "Kaggle's fish set, whose '<Species> GT' folders are read as masks. Without a split, every fifth image is for validation.",
+        epilog=TRAIN_EPILOG,
     )
     train.add_argument("data", type=Path, metavar="DATA", help="the folder of images")
     train.add_argument("--out", type=Path, help="folder for runs (default: DATA/gradcam)")
@@ -109,21 +165,34 @@ def _parser() -> argparse.ArgumentParser:
         "explain",
         help="where a trained learner looks on images",
         formatter_class=kind,
-        description="Writes an overlay for each image, and prints a table of predictions.\n\n"
+        description="Writes an overlay for each image and table.csv into a folder, and prints the table: what is predicted,\n"
+        "what the map is of, with their probabilities. An image that cannot be read is named, and costs no other.\n\n"
         "LEARNER is a file that learn.export() wrote. Loading one runs code from that file: load only what you trust.",
+        epilog=EXPLAIN_EPILOG,
     )
     explain.add_argument("learner", type=Path, metavar="LEARNER", help="a learner exported by learn.export()")
     explain.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="an image, or a folder of images")
     explain.add_argument("--out", type=Path, default=Path("explained"), help="folder for overlays (default: explained)")
     explain.add_argument(
-        "--target", action="append", help="class to explain, may be repeated (default: the predicted one)"
+        "--target",
+        action="append",
+        metavar="CLASS",
+        help="class to explain, by its name, or by its index where no class has that name; may be repeated "
+        "(default: what is predicted)",
     )
-    explain.add_argument("--layer", type=_layer, help="layer to explain (default: the last with space)")
-    explain.add_argument("--method", default="gradcam", help="how maps are made (default: gradcam)")
+    explain.add_argument("--layer", type=_layer, help=f"layer to explain: {LAYER_HELP} (default: the last with space)")
+    explain.add_argument("--method", default="gradcam", metavar="METHOD", help=METHOD_HELP)
     explain.add_argument("--json", action="store_true", help="print JSON, one object per map")
     explain.set_defaults(run=_explain, kept="overlays written so far are kept")
 
-    report = commands.add_parser("report", help="make the interactive report of a run")
+    report = commands.add_parser(
+        "report",
+        help="make the interactive report of a run",
+        formatter_class=kind,
+        description="Makes the interactive report of a run: one HTML file that needs neither a network nor Python.\n\n"
+        "RUN may still be training; the report then holds the frames taken so far.",
+        epilog=REPORT_EPILOG,
+    )
     report.add_argument("path", type=Path, metavar="RUN", help="a run folder: one that holds run.json")
     report.add_argument("--out", type=Path, help="the report's file (default: RUN/report.html)")
     report.add_argument(
@@ -133,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="from when on something is a finding, such as confident=0.6; may be repeated (default: those of Thresholds)",
     )
+    report.add_argument("--json", action="store_true", help="print a JSON object: report, frames, status")
     report.set_defaults(run=_report, kept="")
     for command in (demo, train, explain, report):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -142,6 +212,8 @@ def _parser() -> argparse.ArgumentParser:
 def _training_options(
     parser: argparse.ArgumentParser, *, arch: str, epochs: int | None, size: int | None, bs: int | None
 ) -> None:
+    layer = "the last with space" if epochs else "5 for a resnet, else the last with space"
+
     def default(value: object) -> str:
         return f" (default: {value})" if value is not None else " (default: what suits the demo)"
 
@@ -150,14 +222,12 @@ def _training_options(
     parser.add_argument("--size", type=int, default=size, help=f"pixels that images are cropped to{default(size)}")
     parser.add_argument("--bs", type=int, default=bs, help=f"images per batch{default(bs)}")
     parser.add_argument("--lr", type=float, help="learning rate (default: 2e-3, or what suits the demo)")
-    parser.add_argument(
-        "--layer", type=_layer, help="layer to watch: a number i for learn.model[0][i], or a dotted name"
-    )
+    parser.add_argument("--layer", type=_layer, help=f"layer to watch: {LAYER_HELP} (default: {layer})")
     parser.add_argument("--n", type=int, default=16, help="images to watch (default: 16)")
-    parser.add_argument("--method", default="gradcam", help="how maps are made (default: gradcam)")
+    parser.add_argument("--method", default="gradcam", metavar="METHOD", help=METHOD_HELP)
     parser.add_argument("--name", help="the run's name (default: the time)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    parser.add_argument("--json", action="store_true", help="print nothing but one JSON object on stdout, at the end")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -286,7 +356,10 @@ def _report(options: argparse.Namespace) -> int:
 
     if options.out is not None and options.out.is_dir():
         raise IsADirectoryError(f"--out is the report's file; {str(options.out)!r} is a folder.")
-    print(Run(options.path).report(options.out, _thresholds(options.threshold)))
+    run = Run(options.path)
+    written = run.report(options.out, _thresholds(options.threshold))
+    told = {"report": str(written), "frames": len(run.frames), "status": run.status}
+    print(json.dumps(told, ensure_ascii=False) if options.json else written)
     return 0
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,10 +29,11 @@ from report_fixture import make_run
 from torch import nn
 from training import one_thread, tiny, tiny_learner  # noqa: F401
 
-from fastai_gradcam import Run
+from fastai_gradcam import Run, cli
 from fastai_gradcam.cli import main
 from fastai_gradcam.demo import make_fish
 from fastai_gradcam.findings import Thresholds
+from fastai_gradcam.methods import methods
 
 # A network so small that seconds are enough; weights are never looked for on the network here.
 QUICK = ["--arch", "squeezenet1_1", "--size", "64", "--bs", "8", "--epochs", "1", "--n", "4"]
@@ -409,9 +411,44 @@ def test_a_file_is_no_run(capsys, tmp_path):
     assert f"There is no run in {str(tmp_path / 'file')!r}" in capsys.readouterr().err
 
 
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["demo", "train", "explain", "report"])
 def test_help_teaches(name, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
-    assert stop.value.code == 0
-    assert len(capsys.readouterr().out.splitlines()) > 5
+    told = help_of(capsys, name)
+    examples = [line.split("  ")[1] for line in told.splitlines() if line.startswith(f"  fastai-gradcam {name}")]
+    assert len(examples) >= 3
+    for example in examples:
+        words = shlex.split(example.split(" | ")[0])[1:]
+        # What is shown is taken.
+        options = cli._parser().parse_args(words)
+        assert options.command == name
+    for status in ("0    done", "1    the work failed", "2    what was asked for", "130  interrupted"):
+        assert status in told
+    if name != "report":
+        assert all(f" {method}" in " ".join(told.split()) for method in methods)
+        assert "learn.model[0][i]" in told and "'all'" in told
+    if name == "explain":
+        assert "Loading one runs code from that file" in told
+
+
+def test_the_methods_that_help_names_are_those_that_there_are():
+    assert cli.METHODS.split(", ") == list(methods)
+
+
+def test_help_needs_no_torch():
+    code = "import sys\nfrom fastai_gradcam.cli import main\ntry: main(['train', '--help'])\n"
+    code += "except SystemExit: sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_a_report_tells_a_script_about_itself(tmp_path, capsys):
+    run = make_run(tmp_path / "run", n=1, frames=2)
+    assert main(["report", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"report": str(run / "report.html"), "frames": 2, "status": Run(run).status}
