@@ -56,7 +56,7 @@ def main() -> None:
         # Without --sdist or --wheel the wheel is built from the sdist: what the sdist lacks, the wheel lacks too.
         call(sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "tree")
         (sdist,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
-        version = check_contents(sdist, wheel, {name for name in known if name.startswith("fastai_gradcam/")})
+        version = check_contents(sdist, wheel, set(known))
         say(f"installing {wheel.name} into an empty environment")
         python = environment(folder / "venv", wheel)
         make_run(folder / "run")
@@ -76,8 +76,12 @@ def copy_of_tree(path: Path) -> list[str]:
     return names
 
 
-def check_contents(sdist: Path, wheel: Path, wanted: set[str]) -> str:
-    "Both hold the package's files, `wanted`, and no other; the version that both name."
+def check_contents(sdist: Path, wheel: Path, known: set[str]) -> str:
+    """Both hold the package's files and no other, and the sdist all of the tree, `known`; the version that both name.
+
+    So that the tests, which read the tree, run in what the sdist unpacks to.
+    """
+    wanted = {name for name in known if name.startswith("fastai_gradcam/")}
     assert {"fastai_gradcam/py.typed", "fastai_gradcam/report/report.html"} <= wanted
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -88,8 +92,8 @@ def check_contents(sdist: Path, wheel: Path, wanted: set[str]) -> str:
     with tarfile.open(sdist) as archive:
         inside = {n.partition("/")[2] for n in archive.getnames() if not archive.getmember(n).isdir()}
     same(wanted, {n for n in inside if n.startswith("fastai_gradcam/")}, sdist)
-    for name in ("LICENSE", "README.md", "CHANGELOG.md", "setup.cfg", "pyproject.toml", "tests/conftest.py"):
-        assert name in inside, f"{sdist.name} has no {name}"
+    lacking = known - inside - {".gitignore"}
+    assert not lacking, f"{sdist.name} lacks {sorted(lacking)}"
     version = message["Version"]
     assert f"-{version}-" in wheel.name and sdist.name.endswith(f"-{version}.tar.gz")
     return version

@@ -1,4 +1,4 @@
-"""Every block of code in README.md, CONTRIBUTING.md and docs/ is run; links, messages and the API reference hold.
+"""Every block of code in README.md, CONTRIBUTING.md, docs/ and benchmarks/ is run; links, messages, reference hold.
 
 Blocks of Python run in their order, one namespace per document, in a folder with what a reader has: a few images under
 `path/to/images`, photos, two runs, an exported learner. What a reader brings along, and the text does not make, is in
