@@ -35,36 +35,69 @@ def show_gradcam(
     target: Any = None,
     layer: Any = None,
     method: Any = "gradcam",
+    nrows: int | None = None,
+    ncols: int | None = None,
 ) -> CAMList:
     """Where the model looks on up to `max_n` images of a data set, with their labels: the sister of `show_results`.
 
     `ds_idx`: 0 the training images, as validation sees them, 1 the validation images; or `dl`, a loader. `shuffle`: other
     images each time, drawn without touching the random number generators of the training. `target`, `layer`,
-    `method`: as in `learn.gradcam`. Raises `ValueError` where there are no images.
+    `method`: as in `learn.gradcam`. `nrows`, `ncols`: how the pictures stand; `.show(figsize=…)` of the result draws them
+    by matplotlib. Raises `ValueError` for numbers below 1, a data set that does not exist, and where there are no images.
     """
-    dl = self.dls[ds_idx] if dl is None else dl
+    _from_one_up(max_n=max_n, nrows=nrows, ncols=ncols)
+    if dl is None:
+        known = len(self.dls.loaders)
+        if not isinstance(ds_idx, int) or not -known <= ds_idx < known:
+            raise ValueError(f"There is no data set {ds_idx!r}: the learner's are {_listed(known)}.")
+        dl = self.dls[ds_idx]
     size = len(dl.dataset)
     if not size:
         raise ValueError(f"Data set {ds_idx} has no images to show.")
     count = min(max_n, size)
     chosen = random.Random().sample(range(size), count) if shuffle else list(range(count))
-    return _cams(self, dl, chosen, target, layer, method)
+    return _in_rows(_cams(self, dl, chosen, target, layer, method), nrows, ncols)
 
 
 @patch
 def plot_top_gradcams(
-    self: ClassificationInterpretation, k: int = 9, largest: bool = True, layer: Any = None, method: Any = "gradcam"
+    self: ClassificationInterpretation,
+    k: int = 9,
+    largest: bool = True,
+    layer: Any = None,
+    method: Any = "gradcam",
+    nrows: int | None = None,
+    ncols: int | None = None,
 ) -> CAMList:
     """The `k` images with the largest losses, each with the map of what was predicted and of what is true.
 
     `largest=False` takes the smallest losses. What fastai v1 had as `plot_top_losses(heatmap=True)`. A right
-    prediction has one map. Raises `TypeError` for a learner without one category per image.
+    prediction has one map. `nrows`, `ncols`: as in `learn.show_gradcam`. Raises `TypeError` for a learner without one
+    category per image, `ValueError` for numbers below 1.
     """
+    _from_one_up(k=k, nrows=nrows, ncols=ncols)
     task = task_of(self.learn.dls, self.learn.loss_func)
     if task.kind != "category":
         raise TypeError(f"plot_top_gradcams compares two classes of an image; this learner's task is {task.kind!r}.")
     _, worst = self.top_losses(min(k, len(self.losses)), largest)
-    return _cams(self.learn, self.dl, worst.tolist(), _BOTH, layer, method)
+    return _in_rows(_cams(self.learn, self.dl, worst.tolist(), _BOTH, layer, method), nrows, ncols)
+
+
+def _from_one_up(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        optional = number is None and name in ("nrows", "ncols")
+        if not optional and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise ValueError(f"{name} must be a number from 1 up, got {number!r}.")
+
+
+def _listed(known: int) -> str:
+    return ", ".join(["0 (training)", "1 (validation)", *map(str, range(2, known))][:known])
+
+
+def _in_rows(cams: CAMList, nrows: int | None, ncols: int | None) -> CAMList:
+    "`cams`, in as many columns as asked for, or as so many rows make."
+    columns = ncols if ncols is not None or nrows is None else -(-len(cams) // nrows)
+    return cams if columns is None else CAMList(cams.cams, columns)
 
 
 def _still(dls: Any, dl: Any) -> Any:

@@ -63,3 +63,32 @@ def test_the_worst_predictions_have_the_map_of_what_was_predicted_and_of_what_is
 
 def test_more_images_than_there_are_gives_all(learn):
     assert len(learn.show_gradcam(max_n=1000, shuffle=False)) == len(learn.dls.valid_ds)
+
+
+@pytest.mark.parametrize("ds_idx", [5, -3, 2, "valid"])
+def test_a_data_set_that_does_not_exist_is_told_with_those_that_do(learn, ds_idx):
+    with pytest.raises(ValueError, match=rf"no data set {ds_idx!r}.*are 0 \(training\), 1 \(validation\)\.$"):
+        learn.show_gradcam(ds_idx=ds_idx)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, None])
+def test_a_number_of_images_below_one_is_refused(learn, number):
+    with pytest.raises(ValueError, match=rf"max_n must be a number from 1 up, got {number}"):
+        learn.show_gradcam(max_n=number)
+    with Quiet():
+        interp = ClassificationInterpretation.from_learner(learn)
+    with pytest.raises(ValueError, match=rf"k must be a number from 1 up, got {number}"):
+        interp.plot_top_gradcams(number)
+
+
+def test_rows_and_columns_are_as_in_show_results(learn):
+    def size(**how):
+        return learn.show_gradcam(max_n=4, shuffle=False, **how).grid().size
+
+    wide, high, square = size(nrows=1), size(ncols=1), size()
+    assert wide == size(ncols=4) and wide[0] > square[0] > high[0] and wide[1] < square[1] < high[1]
+    with Quiet():
+        interp = ClassificationInterpretation.from_learner(learn)
+    assert interp.plot_top_gradcams(3, nrows=1).grid().width > interp.plot_top_gradcams(3, ncols=1).grid().width
+    with pytest.raises(ValueError, match="ncols must be a number from 1 up, got 0"):
+        interp.plot_top_gradcams(3, ncols=0)
