@@ -172,9 +172,8 @@ def _shown(run: Any, item: int, entry: dict) -> dict:
     except Exception as error:
         # The page draws the maps over an even grey then.
         known["note"] = _mailed(_why(error), run)
-        image = Image.new(
-            "RGB", tuple(min(8192, max(1, int(_number(entry.get(side)) or IMAGE_SIDE))) for side in SIDES)
-        )
+        width, height = (min(8192, max(1, int(_number(entry.get(side)) or IMAGE_SIDE))) for side in SIDES)
+        image = Image.new("RGB", (width, height))
     mask = _mask(run, item)
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
     return known | {
