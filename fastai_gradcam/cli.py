@@ -78,7 +78,7 @@ METHODS = (
     "gradcam, gradcam++, xgradcam, hirescam, layercam, gradcam_elementwise, eigencam, eigengradcam, smoothgradcam++, "
     "scorecam, ablationcam"
 )
-METHOD_HELP = f"how maps are made: {METHODS} (default: gradcam)"
+METHOD_HELP = f"how maps are made: {METHODS}; +noise, +aug and +eigen may stand behind a name (default: gradcam)"
 LAYER_HELP = (
     "a number i for learn.model[0][i] (-1 is the last), a dotted name such as 0.6.1, or 'all' for every child of "
     "learn.model[0]"

@@ -51,7 +51,7 @@ def make_fish(
     seed: int = 0,
     size: int = 128,
     shortcut: bool = False,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] | None = None,
 ) -> Path:
     """Draw the fish set below `path` and return `path`.
 
@@ -61,7 +61,8 @@ def make_fish(
     A picture depends on `seed`, its species, its number and `size` only: the same seed writes the same bytes, and a
     larger set begins with the smaller one. With `shortcut`, a coloured card with as many pips as the species' place in
     `species` lies somewhere beside the fish; all else in the picture stays as it is without.
-    Files of the same names are overwritten. `advance` is told how many pictures are drawn. Raises `ValueError` for fewer than one picture or less than 32 pixels.
+    Files of the same names are overwritten. `advance` is told how many pictures are drawn so far. Raises `ValueError`
+    for fewer than one picture or less than 32 pixels.
     """
     if per_species < 1:
         raise ValueError(f"per_species is {per_species}: a set needs at least 1 picture of each species")
@@ -77,7 +78,8 @@ def make_fish(
             image, mask = draw(k, np.random.default_rng([seed, k, i, 0]), tag_rng, size)
             image.save(images / f"{i:05d}.png", compress_level=1)
             mask.save(masks / f"{i:05d}.png", compress_level=1)
-            advance(k * per_species + i)
+            if advance is not None:
+                advance(k * per_species + i)
     return path
 
 
