@@ -280,7 +280,9 @@ def test_an_image_that_cannot_be_read_is_drawn_grey(tmp_path):
     plain = [draw() for draw in draws]
     (run.path / "panel" / "001.jpg").unlink()
     for draw, before in zip(draws, plain, strict=True):
-        with pytest.warns(UserWarning, match=r"^Image 1 is drawn grey: The picture .*001\.jpg.* cannot be read") as said:
+        with pytest.warns(
+            UserWarning, match=r"^Image 1 is drawn grey: The picture .*001\.jpg.* cannot be read"
+        ) as said:
             page = draw()
         assert not [w for w in said if "same picture" in str(w.message)]
         assert page.size == before.size and page.tobytes() != before.tobytes()
