@@ -40,6 +40,26 @@ def until(page, condition):
         time.sleep(0.03)
 
 
+def blocked_in(page):
+    "Which of the page's own rules stop a script and an image that got into it."
+    blocked = page.evaluate(
+        """() => new Promise(resolve => {
+            const blocked = [];
+            addEventListener('securitypolicyviolation', event => {
+                blocked.push(event.effectiveDirective);
+                if (blocked.length === 2) resolve(blocked);
+            });
+            const script = document.createElement('script');
+            script.textContent = 'window.pwned = 1';
+            const image = document.createElement('img');
+            image.src = 'http://127.0.0.1:9/';
+            document.body.append(script, image);
+            setTimeout(resolve, 2000, blocked);
+        })"""
+    )
+    return sorted(blocked)
+
+
 def work(page):
     "Seconds of processor time that the page's main thread has taken; the page was opened as `measured`."
     numbers = {m["name"]: m["value"] for m in page.gauge.send("Performance.getMetrics")["metrics"]}

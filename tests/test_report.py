@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pages import HOSTILE, embedded, until, work
+from pages import HOSTILE, blocked_in, embedded, until, work
 from PIL import Image
 from report_fixture import make_run
 
@@ -826,22 +826,7 @@ def test_hostile_names_are_shown_as_text(tmp_path, open_page):
 def test_a_script_that_got_in_would_neither_run_nor_reach_the_network(small_page, browser):
     page = browser.new_page()
     page.goto(small_page.as_uri())
-    blocked = page.evaluate(
-        """() => new Promise(resolve => {
-            const blocked = [];
-            addEventListener('securitypolicyviolation', event => {
-                blocked.push(event.effectiveDirective);
-                if (blocked.length === 2) resolve(blocked);
-            });
-            const script = document.createElement('script');
-            script.textContent = 'window.pwned = 1';
-            const image = document.createElement('img');
-            image.src = 'http://127.0.0.1:9/';
-            document.body.append(script, image);
-            setTimeout(resolve, 2000, blocked);
-        })"""
-    )
-    assert sorted(blocked) == ["img-src", "script-src-elem"]
+    assert blocked_in(page) == ["img-src", "script-src-elem"]
     assert page.evaluate("window.pwned") is None
     page.close()
 

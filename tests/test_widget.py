@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from pages import blocked_in, until
 from PIL import Image
 from report_fixture import make_run
 
@@ -66,14 +67,6 @@ def in_cell(browser, tmp_path):
     assert pwned and not any(pwned)
     own = [url for url in asked if not url.startswith(("data:", "about:"))]
     assert own == [(tmp_path / "notebook.html").as_uri()] * len(contexts)
-
-
-def until(frame, condition):
-    "Wait for something in the page; Playwright's own way needs `eval`, which the page forbids."
-    end = time.monotonic() + 8
-    while not frame.evaluate(condition):
-        assert time.monotonic() < end, f"still not: {condition}"
-        time.sleep(0.03)
 
 
 def shown_frame(frame):
@@ -149,22 +142,7 @@ def test_the_frame_may_run_its_scripts_and_nothing_else(small, browser, tmp_path
     tried = "() => { try { return String(%s) } catch (error) { return error.name } }"
     for reach in ("parent.document.title", "localStorage.length", "top.location.href"):
         assert frame.evaluate(tried % reach) == "SecurityError", reach
-    blocked = frame.evaluate(
-        """() => new Promise(resolve => {
-            const blocked = [];
-            addEventListener('securitypolicyviolation', event => {
-                blocked.push(event.effectiveDirective);
-                if (blocked.length === 2) resolve(blocked);
-            });
-            const script = document.createElement('script');
-            script.textContent = 'window.pwned = 1';
-            const image = document.createElement('img');
-            image.src = 'http://127.0.0.1:9/';
-            document.body.append(script, image);
-            setTimeout(resolve, 2000, blocked);
-        })"""
-    )
-    assert sorted(blocked) == ["img-src", "script-src-elem"]
+    assert blocked_in(frame) == ["img-src", "script-src-elem"]
     assert frame.evaluate("window.pwned") is None
     page.close()
 
