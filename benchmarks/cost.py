@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 warnings.filterwarnings("ignore")
@@ -261,8 +262,9 @@ def _learner(args, folder):
     return vision_learner(dls, resnet34, pretrained=False, metrics=accuracy)
 
 
-def frame(args, say):
-    "One frame on the training thread, against the panel's forward pass."
+@contextmanager
+def _watched(args):
+    "The callback of a learner that has been trained for an epoch, and its panel's forward pass."
     import torch
 
     from fastai_gradcam import GradCAMCallback
@@ -272,12 +274,18 @@ def frame(args, say):
         learn.add_cb(GradCAMCallback(n=args.n, path=Path(folder) / "runs"))
         with learn.no_bar(), learn.no_logging():
             learn.fit(1)
-        callback = learn.grad_cam
-        x = callback._panel.x.to(args.device)
+        x = learn.grad_cam._panel.x.to(args.device)
 
         def forward():
             with torch.no_grad():
                 learn.model.eval()(x)
+
+        yield learn.grad_cam, forward
+
+
+def frame(args, say):
+    "One frame on the training thread, against the panel's forward pass."
+    with _watched(args) as (callback, forward):
 
         def one():
             callback._take(0, {})
@@ -301,23 +309,9 @@ def frame(args, say):
 
 def profile(args, say):
     "Where the time of a frame goes, stage by stage, with everything written before the next begins."
-    import torch
+    from fastai_gradcam import callback, record
 
-    from fastai_gradcam import GradCAMCallback, callback, record
-
-    with tempfile.TemporaryDirectory() as folder:
-        learn = _learner(args, Path(folder) / "images")
-        learn.add_cb(GradCAMCallback(n=args.n, path=Path(folder) / "runs"))
-        with learn.no_bar(), learn.no_logging():
-            learn.fit(1)
-        watch = learn.grad_cam
-        x = watch._panel.x.to(args.device)
-        learn.model.eval()
-
-        def forward():
-            with torch.no_grad():
-                learn.model(x)
-
+    with _watched(args) as (watch, forward):
         took = {}
 
         def timed(name, function):
@@ -410,15 +404,8 @@ def _noise(folder, train, valid):
 
 def growth(args, say):
     "The cost of a frame at epoch 200 against epoch 2: for the training, and everything written but the report."
-    from fastai_gradcam import GradCAMCallback
-
-    small = argparse.Namespace(**{**vars(args), "size": 64})
-    with tempfile.TemporaryDirectory() as folder:
-        learn = _learner(small, Path(folder) / "images")
-        learn.add_cb(GradCAMCallback(n=args.n, path=Path(folder) / "runs"))
-        with learn.no_bar(), learn.no_logging():
-            learn.fit(1)
-        callback, training, written = learn.grad_cam, [], []
+    with _watched(argparse.Namespace(**{**vars(args), "size": 64})) as (callback, _):
+        training, written = [], []
         refresh, callback._recorder.after_frame = callback._recorder.after_frame, None
         for epoch in range(200):
             start = time.perf_counter()
@@ -427,9 +414,8 @@ def growth(args, say):
             callback._recorder.flush()
             written.append(time.perf_counter() - start)
         for what, took in (("on the training thread", training), ("everything written", written)):
-            early, late = took[1:21], took[-20:]
-            say(f"a frame at epoch 200 against epoch 2, {what}", statistics.median(late) / statistics.median(early),
-                min(late) / min(early), max(late) / max(early), "×")  # fmt: skip
+            each = sorted(late / early for early, late in zip(took[1:21], took[-20:], strict=True))
+            say(f"a frame at epoch 200 against epoch 2, {what}", statistics.median(each), each[0], each[-1], "×")
         # The report of a growing run grows; at most an eleventh of the writing thread's time goes into it.
         seconds = clock(lambda: refresh._refresh(), "cpu")
         say("a refresh of the report behind frame 200", seconds, seconds, seconds, "s")
