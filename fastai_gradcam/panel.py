@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.distributed import DistributedDL
 from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor
@@ -115,9 +115,12 @@ def build_panel(
 def _of_one_process(dls: DataLoaders) -> DataLoaders:
     "`dls` without fastai's wrapping for distributed training, which deals items to processes and makes no new loaders."
     loaders = getattr(dls, "loaders", [])
-    if not any(isinstance(dl, DistributedDL) for dl in loaders):
+    # It needs accelerate, which fastai does not; without it imported no loader is one of its kind.
+    distributed = sys.modules.get("fastai.distributed")
+    kind = getattr(distributed, "DistributedDL", ())
+    if not any(isinstance(dl, kind) for dl in loaders):
         return dls
-    return DataLoaders(*(dl.dl if isinstance(dl, DistributedDL) else dl for dl in loaders), path=dls.path)
+    return DataLoaders(*(dl.dl if isinstance(dl, kind) else dl for dl in loaders), path=dls.path)
 
 
 def _listed(items: Any, known: Any, root: Path | None) -> list:

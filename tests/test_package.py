@@ -2,6 +2,8 @@
 
 import configparser
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -80,3 +82,28 @@ def test_every_dependency_has_a_lowest_version(setup):
     own = "fastai_gradcam"
     unbounded = [r.name for r in requirements if r.name != own and not any(s.operator == ">=" for s in r.specifier)]
     assert requirements and unbounded == []
+
+
+ALONE = """
+import importlib.abc, pkgutil, sys, warnings
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+warnings.simplefilter("ignore")
+import fastai_gradcam
+for module in pkgutil.walk_packages(fastai_gradcam.__path__, "fastai_gradcam."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+
+
+def test_every_module_is_imported_where_only_what_is_required_is_installed():
+    extras = "accelerate captum pytorch_grad_cam torchcam timm playwright tensorboard wandb nbclient nbformat ipykernel IPython"
+    done = subprocess.run([sys.executable, "-c", ALONE, *extras.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"fastai_gradcam.callback", "fastai_gradcam.cli", "fastai_gradcam.training"} <= set(done.stdout.split())
