@@ -309,7 +309,8 @@ def frame(args, say):
 
 def profile(args, say):
     "Where the time of a frame goes, stage by stage, with everything written before the next begins."
-    from fastai_gradcam import callback, record
+    from fastai_gradcam import callback
+    from fastai_gradcam._run import writer as record
 
     with _watched(args) as (watch, forward):
         took = {}
@@ -452,8 +453,8 @@ def _written_run(path, images, frames):
     import numpy as np
     from PIL import Image
 
+    from fastai_gradcam._run.writer import Frame, Recorder
     from fastai_gradcam.measures import measure
-    from fastai_gradcam.record import Frame, Recorder
 
     draw = np.random.default_rng(0)
     smooth = lambda: Image.fromarray(draw.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize((224, 224))

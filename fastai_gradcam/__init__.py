@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ._errors import GradCAMError
     from .callback import GradCAMCallback
     from .cam import CAMs, gradcam
     from .hooks import Hook, HookBwd
     from .learner import CAM
     from .run import Run
 
-__all__ = ["CAM", "CAMs", "GradCAMCallback", "Hook", "HookBwd", "Run", "gradcam"]
+__all__ = ["CAM", "CAMs", "GradCAMCallback", "GradCAMError", "Hook", "HookBwd", "Run", "gradcam"]
 
 # A run can be read, and its report made, on a machine without torch: each name is imported when it is asked for.
 _homes = {
     "CAM": "learner",
     "CAMs": "cam",
     "GradCAMCallback": "callback",
+    "GradCAMError": "_errors",
     "Hook": "hooks",
     "HookBwd": "hooks",
     "Run": "run",
@@ -39,10 +41,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# `learn.gradcam` is there as soon as both packages are imported, in either order.
+# `learn.gradcam` is there as soon as fastai and any name of this package are imported.
 if "fastai.learner" in sys.modules:
-    import_module(".interpret", __name__)
-else:
-    from ._attach import attach_when_fastai_loads
-
-    attach_when_fastai_loads()
+    import_module("._fastai.interpret", __name__)

@@ -33,24 +33,25 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from ._draw.notebook import NotebookGrid, in_notebook
+from ._engine.guard import unchanged
+from ._engine.layers import unwrap
+from ._errors import reason_of
+from ._fastai.items import for_model
+from ._fastai.masks import Masks
+from ._fastai.panel import Panel, build_panel
+from ._fastai.tasks import Task, task_of
+from ._run.publish import ReportRefresher, publish
+from ._run.writer import Frame
+from ._run.writer import Recorder as RunRecorder
 from .cam import CAMs, gradcam
-from .data import for_model
-from .guard import unchanged
-from .layers import unwrap
 from .learner import resolve_layer
 from .loggers import loggers_of
-from .masks import Masks
 from .measures import measure
 from .methods import resolve_method
-from .notebook import NotebookGrid, in_notebook
-from .panel import Panel, build_panel
-from .publish import ReportRefresher, publish
-from .record import Frame, reason_of
-from .record import Recorder as RunRecorder
 from .render import slices
 from .run import Run
 from .targets import main_output
-from .tasks import Task, task_of
 
 __all__ = ["GradCAMCallback"]
 

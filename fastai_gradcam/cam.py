@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .forward import channel_weights, map_tensors
-from .guard import evaluating
-from .hooks import Restart
-from .layers import Layer, Reshape, default_layer, named_layers, space_of, unwrap
+from ._engine.guard import evaluating
+from ._engine.layers import Layer, Reshape, default_layer, named_layers, space_of, unwrap
+from ._engine.restart import Restart
+from ._engine.views import as_it_is, noisy_copies, of_view, views
+from ._engine.weights import channel_weights, map_tensors
 from .methods import Method, resolve_method
-from .smoothing import as_it_is, noisy_copies, of_view, views
 from .targets import Decided, Target, class_scores, main_output, scores, settled
 
 __all__ = ["CAMs", "gradcam"]

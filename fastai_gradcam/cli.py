@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .suggest import one_of
+from ._errors import one_of
 
 if TYPE_CHECKING:
     from .findings import Thresholds
@@ -276,8 +276,8 @@ def _watch(options: argparse.Namespace, data: Path, out: Path, settings: dict[st
     "Train on `data` with the callback, and say where the pictures are."
     # fastai's table and bars go beside what a script reads.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
-        from .folders import read_folder
-        from .training import train
+        from ._cli.folders import read_folder
+        from ._cli.train import train
 
         learn = train(
             read_folder(data, options.seed),
@@ -324,7 +324,7 @@ def _explain(options: argparse.Namespace) -> int:
     missing = [p for p in options.images if not p.exists()]
     if missing:
         raise FileNotFoundError(f"There is no image or folder {str(missing[0])!r}.")
-    from .explaining import Overlays, cams_by_image, class_of, image_files, load, table
+    from ._cli.explain import Overlays, cams_by_image, class_of, image_files, load, table
     from .methods import resolve_method
 
     resolve_method(options.method)

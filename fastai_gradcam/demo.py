@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ._fish_drawing import SPECIES
-from ._fish_scene import draw
+from ._fish.drawing import SPECIES
+from ._fish.scene import draw
 
 __all__ = [
     "PER_SPECIES",

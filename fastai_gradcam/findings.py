@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .suggest import one_of
+from ._errors import one_of
 
 __all__ = ["COLUMNS", "KINDS", "Thresholds", "findings"]
 

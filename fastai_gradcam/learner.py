@@ -14,14 +14,14 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor, nn
 
+from ._engine.guard import unchanged
+from ._engine.layers import named_layers, unwrap
+from ._fastai.items import as_list, encode, for_model, item_name, loader_of, picture, read
+from ._fastai.tasks import Answer, Task, task_of
 from .cam import CAMs
 from .cam import gradcam as cams_of
-from .data import as_list, encode, for_model, item_name, loader_of, picture, read
-from .guard import unchanged
-from .layers import named_layers, unwrap
 from .methods import resolve_method
 from .render import DEFAULT_ALPHA, DEFAULT_CMAP, Cell, grid, overlay
-from .tasks import Answer, Task, task_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

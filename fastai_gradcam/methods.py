@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .suggest import one_of
+from ._errors import one_of
 
 if TYPE_CHECKING:
-    from .forward import Probe
+    from ._engine.weights import Probe
 
 __all__ = [
     "Method",
@@ -114,7 +114,7 @@ def register(name: str, **how: Any) -> Callable[[MapFunction], MapFunction]:
 def register_weights(name: str) -> Callable[[WeightFunction], WeightFunction]:
     """Decorator: make `weigh(A, probe)`, which needs no gradient, available as `method=name`.
 
-    `A`: one image's activations `(C, *space)`. `probe` (see `fastai_gradcam.forward`) tells what the K scores become
+    `A`: one image's activations `(C, *space)`. `probe` (see `fastai_gradcam._engine.weights`) tells what the K scores become
     when the image or its activations are changed. The result is `(K, C)`, the map ReLU(Σ_k w_k A_k).
     """
 

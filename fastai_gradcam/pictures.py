@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .comparison import compare
-from .course import Course, about, evenly, first_class, items_of, layer_of, prediction, scale_of, title
+from ._draw.compare import compare
+from ._draw.series import Course, about, evenly, first_class, items_of, layer_of, prediction, scale_of, title
+from ._draw.sheet import MOST_COLUMNS, Head, Sheet, overlays
+from ._errors import one_of
 from .render import DEFAULT_ALPHA, DEFAULT_CMAP, PAPER, Cell, grid
-from .sheet import MOST_COLUMNS, Head, Sheet, overlays
-from .suggest import one_of
 
 if TYPE_CHECKING:
     from .run import Run
@@ -107,7 +107,7 @@ def animation(
     times = [round(1000 * seconds)] * (len(pages) - 1) + [round(3000 * seconds)]
     data = io.BytesIO()
     pages[0].save(data, kind, save_all=True, append_images=pages[1:], duration=times, loop=0)
-    from .record import write_whole
+    from ._run.writer import write_whole
 
     write_whole(path, data.getvalue())
     return path

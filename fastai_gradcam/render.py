@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .suggest import one_of
+from ._errors import one_of
 
 __all__ = ["DEFAULT_ALPHA", "DEFAULT_CMAP", "Cell", "colormap", "grid", "normalise", "overlay", "upsample"]
 

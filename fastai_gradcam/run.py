@@ -22,9 +22,9 @@ from .measures import MEASURES
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ._draw.notebook import ReportView
+    from ._run.writer import Recorder
     from .findings import Thresholds
-    from .notebook import ReportView
-    from .record import Recorder
 
 __all__ = ["HISTORY_COLUMNS", "SCHEMA_VERSION", "Run"]
 
@@ -245,7 +245,7 @@ class Run:
         `thresholds`: from when on something is told; default `Thresholds()`. `layer`: the one to judge, default the last;
         `ValueError` for one that the run has not.
         """
-        from .course import layer_of
+        from ._draw.series import layer_of
         from .findings import Thresholds, findings
 
         layer = None if layer is None else layer_of(self, layer)
@@ -281,7 +281,7 @@ class Run:
         It shows the run as it is now: of one that grows, run the cell again. Nothing is written. Raises `ValueError` for
         a height below 200.
         """
-        from .notebook import ReportView
+        from ._draw.notebook import ReportView
 
         return ReportView(self, height)
 
@@ -302,7 +302,7 @@ class Run:
         return found
 
     def _repr_html_(self) -> str:
-        from .notebook import in_brief
+        from ._draw.notebook import in_brief
 
         return in_brief(self)
 

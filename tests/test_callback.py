@@ -32,8 +32,8 @@ from torch import nn
 from training import Quiet, one_thread, tiny, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback, Run, gradcam
+from fastai_gradcam._run.writer import heading
 from fastai_gradcam.measures import MEASURES, measure
-from fastai_gradcam.record import heading
 from fastai_gradcam.render import RIGHT, WRONG, overlay
 from fastai_gradcam.run import HISTORY_COLUMNS
 

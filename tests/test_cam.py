@@ -12,8 +12,8 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from fastai_gradcam._engine.views import noisy_copies
 from fastai_gradcam.cam import CAMs, gradcam
-from fastai_gradcam.smoothing import noisy_copies
 
 linear_methods = ["gradcam", "xgradcam", "hirescam", "layercam", "gradcam_elementwise"]
 all_methods = [*linear_methods, "gradcam++", "eigencam", "eigengradcam"]

@@ -261,7 +261,7 @@ def test_ctrl_c_says_what_is_kept(numbers, tmp_path, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastai_gradcam.explaining.cams_by_image", interrupted)
+    monkeypatch.setattr("fastai_gradcam._cli.explain.cams_by_image", interrupted)
     assert main(["explain", str(numbers), str(images), "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.strip() == "interrupted; overlays written so far are kept"
 
@@ -295,7 +295,7 @@ def test_an_error_of_ours_is_one_line_and_debug_shows_where(numbers, tmp_path, c
     def fails(*args, **kwargs):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("fastai_gradcam.explaining.cams_by_image", fails)
+    monkeypatch.setattr("fastai_gradcam._cli.explain.cams_by_image", fails)
     args = ["explain", str(numbers), str(of_colours(tmp_path / "images", ["red"])), "--out", str(tmp_path / "out")]
     assert main(args) == 1
     assert capsys.readouterr().err == "fastai-gradcam explain: RuntimeError: no memory (--debug shows where)\n"
@@ -348,7 +348,7 @@ def test_a_smaller_demo_does_not_train_on_the_fish_of_a_larger_one(tmp_path, cap
         counts.append(len(folder.items))
         raise ValueError("enough")
 
-    monkeypatch.setattr("fastai_gradcam.training.train", seen)
+    monkeypatch.setattr("fastai_gradcam._cli.train.train", seen)
     for count in (3, 2):
         assert main(["demo", "--per-species", str(count), "--out", str(tmp_path)]) == 2
     assert counts == [27, 18]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastai_gradcam import gradcam
-from fastai_gradcam.layers import space_of, spatial
-from fastai_gradcam.space import Reading
+from fastai_gradcam._engine.layers import space_of, spatial
+from fastai_gradcam._engine.space import Reading
 
 
 def _seen():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from fastai_gradcam._fish_drawing import draw_fish
+from fastai_gradcam._fish.drawing import draw_fish
 from fastai_gradcam.demo import RECIPE, fish_items, fish_label, fish_mask, make_fish, recipe, species
 
 KAGGLE = (
@@ -84,7 +84,7 @@ def test_masks_lie_on_the_fish(tmp_path, monkeypatch):
         dye.putalpha(fish.getchannel("A"))
         return dye
 
-    monkeypatch.setattr("fastai_gradcam._fish_scene.draw_fish", dyed)
+    monkeypatch.setattr("fastai_gradcam._fish.scene.draw_fish", dyed)
     for item in fish_items(make_fish(tmp_path, per_species=1, seed=3, size=96)):
         red, green, blue = np.moveaxis(pixels(item), -1, 0)
         seen, mask = np.minimum(red, blue) > 1.8 * green + 10, pixels(fish_mask(item)) > 0

@@ -8,9 +8,9 @@ import torch
 from fastai.vision.all import resnet18
 from PIL import Image
 
+from fastai_gradcam._cli.folders import read_folder
+from fastai_gradcam._cli.train import scratch_learner, train
 from fastai_gradcam.demo import fish_items, fish_mask, make_fish, species
-from fastai_gradcam.folders import read_folder
-from fastai_gradcam.training import scratch_learner, train
 
 
 def draw(path, *names, count=5):

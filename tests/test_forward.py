@@ -13,8 +13,8 @@ import torchvision.models as zoo
 from torch import nn
 from torch.nn.functional import relu
 
+from fastai_gradcam._engine.weights import Behind
 from fastai_gradcam.cam import gradcam
-from fastai_gradcam.forward import Behind
 from fastai_gradcam.methods import methods
 from fastai_gradcam.targets import contrast
 
@@ -683,6 +683,6 @@ def test_a_learner_and_the_callback_take_them_with_options(make_learner, image_f
 def test_a_progress_bar_shows_when_it_takes_long(net, x, monkeypatch, capsys):
     gradcam(net, x, target=1, method="scorecam")
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr("fastai_gradcam.forward._SECONDS_BEFORE_A_BAR", 0)
+    monkeypatch.setattr("fastai_gradcam._engine.weights._SECONDS_BEFORE_A_BAR", 0)
     gradcam(net, x, layer="body", target=1, method="scorecam")
     assert "100.00% [15/15" in capsys.readouterr().out

@@ -10,8 +10,9 @@ from fastai.vision.all import ImageDataLoaders, Resize, TensorImage, resnet34, v
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from fastai_gradcam._engine.restart import Restart, first_tensor
 from fastai_gradcam.cam import gradcam
-from fastai_gradcam.hooks import Hook, HookBwd, Restart, first_tensor
+from fastai_gradcam.hooks import Hook, HookBwd
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 import torchvision.models as zoo
 from torch import nn
 
+from fastai_gradcam._engine.layers import default_layer, named_layers, spatial, unwrap
 from fastai_gradcam.cam import gradcam
-from fastai_gradcam.layers import default_layer, named_layers, spatial, unwrap
 
 # network, image size, the layer to be found, its channels and its space
 _defaults = [

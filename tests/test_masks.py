@@ -11,8 +11,8 @@ from PIL import Image
 from training import Quiet, one_thread, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback, Run
-from fastai_gradcam.masks import _boxes, finder
-from fastai_gradcam.panel import build_panel
+from fastai_gradcam._fastai.masks import _boxes, finder
+from fastai_gradcam._fastai.panel import build_panel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

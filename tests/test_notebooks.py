@@ -118,7 +118,7 @@ def test_a_grid_that_is_not_wanted_is_not_shown(found):
 
 @pytest.mark.parametrize("kind", ["python", "ipython"])
 def test_outside_of_a_notebook_none_is_shown(kind, tmp_path):
-    code = "from fastai_gradcam.notebook import in_notebook; print(in_notebook())"
+    code = "from fastai_gradcam._draw.notebook import in_notebook; print(in_notebook())"
     command = [sys.executable, "-c", code] if kind == "python" else [sys.executable, "-m", "IPython", "-c", code]
     env = {**os.environ, "IPYTHONDIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, cwd=EXAMPLES.parent)

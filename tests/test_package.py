@@ -106,4 +106,4 @@ def test_every_module_is_imported_where_only_what_is_required_is_installed():
     extras = "accelerate captum pytorch_grad_cam torchcam timm playwright tensorboard wandb nbclient nbformat ipykernel IPython"
     done = subprocess.run([sys.executable, "-c", ALONE, *extras.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {"fastai_gradcam.callback", "fastai_gradcam.cli", "fastai_gradcam.training"} <= set(done.stdout.split())
+    assert {"fastai_gradcam.callback", "fastai_gradcam.cli", "fastai_gradcam._cli.train"} <= set(done.stdout.split())

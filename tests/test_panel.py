@@ -29,7 +29,7 @@ from PIL import Image
 from training import Quiet, one_thread, tiny, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback
-from fastai_gradcam.panel import build_panel
+from fastai_gradcam._fastai.panel import build_panel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,9 @@ import torch
 import torchvision.models as zoo
 from torch import nn
 
+from fastai_gradcam._engine.views import noisy_copies
 from fastai_gradcam.cam import gradcam
 from fastai_gradcam.methods import eigen, methods, resolve_method
-from fastai_gradcam.smoothing import noisy_copies
 
 captum = pytest.importorskip("captum.attr")
 peer = pytest.importorskip("pytorch_grad_cam")

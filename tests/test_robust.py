@@ -17,7 +17,7 @@ from report_fixture import make_run
 from training import Quiet, tiny_learner
 
 from fastai_gradcam import GradCAMCallback, Run
-from fastai_gradcam.publish import ReportRefresher
+from fastai_gradcam._run.publish import ReportRefresher
 
 
 def fit(folder, path, **settings):
@@ -63,7 +63,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(image_folder, tmp_path
 
 
 def test_a_full_disk_is_one_warning_and_loggers_are_not_asked(image_folder, tmp_path, monkeypatch):
-    import fastai_gradcam.record as record
+    import fastai_gradcam._run.writer as record
 
     written, asked = record.write_whole, []
 

@@ -18,11 +18,11 @@ from PIL import Image
 from report_fixture import LABELS, make_run
 
 from fastai_gradcam import Run
-from fastai_gradcam.comparison import _epochs_trained, _shared, _two_names, _two_runs
-from fastai_gradcam.course import Course
+from fastai_gradcam._draw.compare import _epochs_trained, _shared, _two_names, _two_runs
+from fastai_gradcam._draw.series import Course
+from fastai_gradcam._run.writer import Frame, Recorder, append
 from fastai_gradcam.findings import Thresholds
 from fastai_gradcam.pictures import title
-from fastai_gradcam.record import Frame, Recorder, append
 from fastai_gradcam.render import RIGHT, WRONG, fit, font, overlay
 from fastai_gradcam.run import HISTORY_COLUMNS
 
@@ -314,7 +314,7 @@ def test_what_cannot_be_added_whole_is_not_added(tmp_path):
     file = tmp_path / "history.csv"
     file.write_bytes(b"x" * 900)
     code = (
-        "import resource, signal, sys; from pathlib import Path; from fastai_gradcam.record import append\n"
+        "import resource, signal, sys; from pathlib import Path; from fastai_gradcam._run.writer import append\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "append(Path(sys.argv[1]), b'y' * 500)"
     )

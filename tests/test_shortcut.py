@@ -12,10 +12,10 @@ from fastai.torch_core import set_seed
 from fastai.vision.all import accuracy, vision_learner
 from torch import nn
 
-from fastai_gradcam import training
+from fastai_gradcam._cli import train as training
+from fastai_gradcam._cli.folders import read_folder
 from fastai_gradcam.callback import GradCAMCallback
 from fastai_gradcam.demo import RECIPE, make_fish
-from fastai_gradcam.folders import read_folder
 
 SEEDS = (0, 1, 2)
 EPOCHS = 10

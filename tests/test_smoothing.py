@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastai_gradcam._engine.views import noisy_copies, views
 from fastai_gradcam.cam import CAMs, gradcam
 from fastai_gradcam.methods import augmented, eigen, fuse, methods, register, resolve_method, smoothed
-from fastai_gradcam.smoothing import noisy_copies, views
 from fastai_gradcam.targets import contrast, regions, segment
 
 

@@ -26,9 +26,9 @@ from fastai.vision.all import (
 from torch import nn
 
 from fastai_gradcam import CAM, GradCAMCallback, gradcam
+from fastai_gradcam._fastai.tasks import task_of
 from fastai_gradcam.learner import CAMList
 from fastai_gradcam.targets import contrast, segment
-from fastai_gradcam.tasks import task_of
 
 _labels = {"red": ["stop", "warm"], "green": ["go"], "blue": []}
 
@@ -477,7 +477,7 @@ def test_a_unet_learner_works_out_of_the_box(image_folder, tmp_path, photo):
 
 
 def test_a_panel_of_masks_is_chosen_without_opening_them(segmentation, monkeypatch):
-    from fastai_gradcam.panel import build_panel
+    from fastai_gradcam._fastai.panel import build_panel
 
     opened = []
     lists = segmentation.dls.valid_ds.tls[-1]

@@ -18,8 +18,8 @@ from fastcore.foundation import CollBase
 from PIL import Image
 from torch import Tensor, nn
 
-from .render import slices
-from .suggest import one_of
+from .._errors import one_of
+from ..render import slices
 
 __all__ = [
     "as_item",

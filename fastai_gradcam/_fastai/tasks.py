@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import as_list, class_index, vocabulary
-from .suggest import one_of
-from .targets import Contrast, Decided, Segment, class_scores, main_output, predicted, regions
+from .._errors import one_of
+from ..targets import Contrast, Decided, Segment, class_scores, main_output, predicted, regions
+from .items import as_list, class_index, vocabulary
 
 __all__ = ["Answer", "Task", "task_of"]
 

@@ -20,10 +20,10 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import vision_learner
 from torch import nn
 
-from .callback import GradCAMCallback
-from .data import opened
+from .._errors import one_of
+from .._fastai.items import opened
+from ..callback import GradCAMCallback
 from .folders import ImageFolder
-from .suggest import one_of
 
 __all__ = ["scratch_learner", "train"]
 

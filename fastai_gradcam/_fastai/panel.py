@@ -19,7 +19,7 @@ from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor
 
-from .data import encode, item_name, picture, read
+from .items import encode, item_name, picture, read
 from .masks import Masks, finder, mask_of, warn_of_shared, warn_of_unseen
 from .tasks import task_of
 

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ._version import __version__
-from .render import Cell, grid
-from .run import HISTORY_COLUMNS, SCHEMA_VERSION
+from .._errors import reason_of
+from .._version import __version__
+from ..render import Cell, grid
+from ..run import HISTORY_COLUMNS, SCHEMA_VERSION
 
-__all__ = ["Frame", "Recorder", "append", "heading", "reason_of", "write_whole"]
+__all__ = ["Frame", "Recorder", "append", "heading", "write_whole"]
 
 # Frames that may wait for a slow disk before training waits too.
 _MOST_WAITING = 2
@@ -86,12 +87,6 @@ def append(file: Path, data: bytes) -> None:
         with suppress(OSError):
             os.truncate(file, size)
         raise
-
-
-def reason_of(error: BaseException) -> str:
-    "An exception as a reason in one line: its kind, and its words where it has any."
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 class Recorder:

@@ -7,8 +7,8 @@ import threading
 import time
 from pathlib import Path
 
-from .record import Frame, Recorder, write_whole
-from .run import Run
+from ..run import Run
+from .writer import Frame, Recorder, write_whole
 
 __all__ = ["ReportRefresher", "publish"]
 

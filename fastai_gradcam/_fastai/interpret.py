@@ -12,12 +12,12 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .cam import gradcam as cams_of
-from .data import encode, for_model, item_name, picture, read
-from .guard import evaluating
-from .layers import unwrap
-from .learner import CAM, CAMList, explained_images, resolve_layer
-from .targets import main_output
+from .._engine.guard import evaluating
+from .._engine.layers import unwrap
+from ..cam import gradcam as cams_of
+from ..learner import CAM, CAMList, explained_images, resolve_layer
+from ..targets import main_output
+from .items import encode, for_model, item_name, picture, read
 from .tasks import task_of
 
 __all__: list[str] = []

@@ -14,10 +14,10 @@ import torch
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 
-from . import learner  # noqa: F401  (gives Learner its methods)
-from .data import opened
-from .learner import CAM
-from .tasks import task_of
+from .. import learner  # noqa: F401  (gives Learner its methods)
+from .._fastai.items import opened
+from .._fastai.tasks import task_of
+from ..learner import CAM
 
 __all__ = ["COLUMNS", "Overlays", "cams_by_image", "class_of", "image_files", "load", "table"]
 

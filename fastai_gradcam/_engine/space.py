@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hooks import first_tensor
+from .restart import first_tensor
 
 __all__ = [
     "LOCAL",

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from .hooks import first_tensor
+from ..targets import Settled, Target, scores, settled
 from .layers import Reshape
-from .targets import Settled, Target, scores, settled
+from .restart import first_tensor
 
 __all__ = ["Behind", "Probe", "channel_weights", "map_tensors"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .course import Course
-from .render import FAINT, INK, PAPER, VERDICTS, WRONG, fit, font, mark_empty, overlay, shorten
+from ..render import FAINT, INK, PAPER, VERDICTS, WRONG, fit, font, mark_empty, overlay, shorten
+from .series import Course
 
 __all__ = ["MOST_COLUMNS", "Head", "Sheet", "overlays"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .forward import map_tensors
-from .targets import Settled, Target
+from ..targets import Settled, Target
+from .weights import map_tensors
 
 __all__ = ["as_it_is", "noisy_copies", "of_view", "views"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .suggest import one_of
+from .._errors import one_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .run import Run
+    from ..run import Run
 
 __all__ = [
     "Course",

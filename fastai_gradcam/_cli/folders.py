@@ -13,7 +13,7 @@ from fastai.data.transforms import get_image_files, parent_label
 from fastai.vision.augment import Flip, Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 
-from .demo import fish_mask
+from ..demo import fish_mask
 
 __all__ = ["ImageFolder", "read_folder"]
 

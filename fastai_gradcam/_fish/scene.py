@@ -6,7 +6,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
-from ._fish_drawing import SPECIES, draw_fish, noise, smoothstep
+from .drawing import SPECIES, draw_fish, noise, smoothstep
 
 # Everything is composed at twice the size and then box-averaged, so that a tag's edge reaches no pixel beyond its own.
 SS = 2

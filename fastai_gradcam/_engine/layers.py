@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .hooks import first_tensor
+from .._errors import one_of
+from .restart import first_tensor
 from .space import LOCAL, Reading, Reshape, best_answer, beyond_doubt, even, local_answers, readings_of, spatial
-from .suggest import one_of
 
 __all__ = ["Layer", "Reshape", "default_layer", "named_layers", "space_of", "spatial", "unwrap"]
 

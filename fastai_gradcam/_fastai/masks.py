@@ -15,7 +15,7 @@ from fastai.torch_core import to_device
 from fastai.vision.core import PILMask
 from PIL import Image, ImageDraw
 
-from .data import as_list
+from .items import as_list
 
 __all__ = ["Masks", "finder", "mask_of", "warn_of_shared", "warn_of_unseen"]
 

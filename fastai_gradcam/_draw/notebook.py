@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 if TYPE_CHECKING:
-    from .run import Run
+    from ..run import Run
 
 __all__ = ["NotebookGrid", "ReportView", "in_brief", "in_notebook"]
 
@@ -58,7 +58,7 @@ class ReportView:
     def __init__(self, run: Run, height: int = 720):
         if isinstance(height, bool) or not isinstance(height, int) or height < _LOWEST:
             raise ValueError(f"height must be a number of pixels from {_LOWEST} up, got {height!r}.")
-        from .report import report_page
+        from ..report import report_page
 
         self.height, self._name, self._frames = height, _text(run.name), len(run.frames)
         self._page = report_page(run)

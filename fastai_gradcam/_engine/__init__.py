@@ -1,0 +1,1 @@
+"""What `gradcam` stands on; knows torch only."""

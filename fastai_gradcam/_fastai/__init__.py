@@ -1,0 +1,1 @@
+"""From a fastai learner to what the engine takes; knows fastai."""

@@ -1,0 +1,1 @@
+"""The drawn fish of the demo."""

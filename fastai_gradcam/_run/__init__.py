@@ -1,0 +1,1 @@
+"""The run folder, written and read; never torch or fastai."""
