@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -15,7 +16,8 @@ from pages import until
 from PIL import Image
 from torch import nn
 
-torch.set_num_threads(2)
+# Side by side (`-n 2`) each process has a core; alone it may use two.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +26,14 @@ ARGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+
+
+def pytest_make_parametrize_id(val):
+    """A parameter is named by its short text, without addresses: the processes of `-n 2` must find equal tests."""
+    if isinstance(val, str) or hasattr(val, "__name__"):
+        return None
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(val))
+    return text if 0 < len(text) < 100 and text.isprintable() else None
 
 
 @pytest.fixture(autouse=True)

@@ -462,7 +462,6 @@ def restless():
         ({"fail": True}, ArithmeticError),
         ({"fail": True, "layer": "conv"}, ArithmeticError),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("outer", [torch.enable_grad, torch.no_grad])
 def test_nothing_is_changed_also_when_it_raises(restless, arguments, error, outer):

@@ -12,7 +12,7 @@ from fastai.vision.all import Callback
 from training import tiny_learner
 
 from fastai_gradcam import GradCAMCallback
-from fastai_gradcam._run import writer as record
+from fastai_gradcam._run import writer
 
 EPOCHS = 3
 # An audit hook cannot be taken away again: it asks this list where to write, and writes nowhere while it is empty.
@@ -152,7 +152,7 @@ def test_the_size_of_what_a_frame_writes_does_not_grow(watched, monkeypatch):
         return counted
 
     for name in ("write_whole", "append"):
-        monkeypatch.setattr(record, name, counting(getattr(record, name)))
+        monkeypatch.setattr(writer, name, counting(getattr(writer, name)))
     watched(n=4)
     early, late = (next(f for f in frames[k:] if "history.csv" in f) for k in (2, EPOCHS))
     assert late["frame"] > 0 and late["history.csv"] > 0

@@ -585,7 +585,6 @@ def test_a_wrong_setting_is_refused_at_once(setting, value):
         ({"masks": "nowhere"}, "nowhere"),
         ({"masks": lambda item: 1 / 0}, "ZeroDivisionError"),
     ],
-    ids=str,
 )
 def test_a_setting_that_does_not_fit_is_refused_before_the_first_batch(settings, words, learner, tmp_path):
     batches = []
@@ -670,7 +669,6 @@ def test_resume_of_a_name_that_is_new_begins_a_run(learner, tmp_path):
         ({"target": ["red", "blue"]}, "target"),
         ({"method": "layercam"}, "method"),
     ],
-    ids=str,
 )
 def test_resuming_another_kind_of_run_is_refused(other, words, learner, tmp_path):
     learner(GradCAMCallback(n=2, name="night")).fit(1)

@@ -65,9 +65,9 @@ def test_public_ci_checks_what_the_ci_script_checks(jobs):
     commands = {step.get("run") for job in jobs.values() for step in job["steps"]}
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     own = re.findall(r"^\.venv/bin/(.+)$", script, re.MULTILINE)
-    assert len(own) >= 4
+    assert len(own) >= 5
     assert set(own) <= commands
-    assert "python -m pytest -q" in commands
+    assert "python -m pytest -q -n 2" in commands
 
 
 def test_actions_are_pinned_to_major_versions(jobs):

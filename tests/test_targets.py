@@ -196,7 +196,7 @@ def test_a_mask_may_be_an_image_or_a_list(segmenter, x):
         assert torch.equal(made, expected) and made.max() > 0
 
 
-@pytest.mark.parametrize("mask", ["mask.png", object(), [[1], [1, 2]], ["a.png", "b.png"]], ids=str)
+@pytest.mark.parametrize("mask", ["mask.png", object(), [[1], [1, 2]], ["a.png", "b.png"]])
 def test_a_mask_of_another_kind_is_quoted(mask):
     with pytest.raises(TypeError, match=r"mask must be a tensor, an array or an image of the output's size"):
         segment(1, mask)
@@ -304,7 +304,7 @@ def test_a_class_out_of_range_is_quoted_with_the_range(tiny_net, x, target, name
 
 
 @pytest.mark.parametrize("layer", [None, "2"])
-@pytest.mark.parametrize("target", [[1], [1, 2], [0] * 3, [0] * 5, [[0, 1]] * 2, [[[1]]] * 4], ids=str)
+@pytest.mark.parametrize("target", [[1], [1, 2], [0] * 3, [0] * 5, [[0, 1]] * 2, [[[1]]] * 4])
 def test_a_number_of_targets_that_is_not_the_batchs_is_quoted_with_it(tiny_net, x, target, layer):
     with pytest.raises(ValueError, match=r"for a batch of 4 images: .*one per image \(4,\).*\(4, K\)") as error:
         gradcam(tiny_net, x, layer=layer, target=target)

@@ -200,7 +200,7 @@ _rows = [
 ]
 
 
-@pytest.mark.parametrize("target", _rows, ids=str)
+@pytest.mark.parametrize("target", _rows)
 def test_a_row_for_each_image_explains_each_by_its_own_class(colours, photos, target):
     made = colours.gradcam(photos[:3], target=target)
     assert [c.label for c in made] == ["red", "blue", "green"]
@@ -221,7 +221,7 @@ def test_several_classes_may_be_others_for_each_image_also_over_several_batches(
     assert colours.gradcam(photos[0], target=torch.tensor([2])).target == 2
 
 
-@pytest.mark.parametrize("target", _rows, ids=str)
+@pytest.mark.parametrize("target", _rows)
 def test_a_run_explains_each_image_by_its_own_class(colours, target):
     run = _fit(colours, n=3, target=target)
     assert run.history["target"].tolist() == ["red", "blue", "green"] * 2
@@ -502,7 +502,6 @@ def test_a_panel_of_masks_is_chosen_without_opening_them(segmentation, monkeypat
         (nn.functional.l1_loss, "regression"),
         (L1LossFlat(), "regression"),
     ],
-    ids=str,
 )
 def test_plain_data_leaves_the_task_to_the_loss(loss, kind):
     data = [(torch.rand(3, 16, 16), torch.rand(2)) for _ in range(4)]
