@@ -1,15 +1,21 @@
-"""The embedded fish set: draws it from a seed in the layout of Kaggle's fish set, and reads that layout."""
+"""The embedded fish set: draws it from a seed in the layout of Kaggle's fish set, reads it, and learns from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._errors import GradCAMError
 from ._fish.drawing import SPECIES
+from ._fish.layout import fish_items, fish_label, fish_mask
 from ._fish.scene import draw
+
+if TYPE_CHECKING:
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
 
 __all__ = [
     "PER_SPECIES",
@@ -19,6 +25,7 @@ __all__ = [
     "fish_mask",
     "make_fish",
     "recipe",
+    "scratch_learner",
     "species",
 ]
 
@@ -33,14 +40,19 @@ RECIPE: dict[str, Any] = {
     "augment": False,
     "scratch": {"epochs": 7, "lr": 4e-3},
 }
-_OF_THE_RECIPE = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 species = tuple(sp.name for sp in SPECIES)
 
 
 def recipe(arch: str, given: dict[str, Any]) -> dict[str, Any]:
-    "What trains `arch` well on the fish, but with the settings `given`, from scratch, too."
-    found = {k: v for k, v in RECIPE.items() if k != "layer" or arch in _OF_THE_RECIPE}
+    """The settings that train `arch` well on the fish, from scratch too; those in `given` replace them.
+
+    >>> from fastai_gradcam.demo import recipe
+    >>> recipe("resnet34", {"epochs": 2})["epochs"], recipe("resnet34", {})["epochs"]
+    (2, 5)
+    """
+    found = {k: v for k, v in RECIPE.items() if k != "layer" or arch in RESNETS}
     found["scratch"] = {k: v for k, v in RECIPE["scratch"].items() if k not in given}
     return {**found, **given}
 
@@ -57,17 +69,23 @@ def make_fish(
 
     Writes `per_species` square pictures of `size` pixels of each of the nine `species`, in the layout of Kaggle's
     "A Large Scale Fish Dataset": `<Species>/<Species>/00001.png` (RGB) and the mask of the fish,
-    `<Species>/<Species> GT/00001.png` (8 bit, 255 on the fish, else 0).
+    `<Species>/<Species> GT/00001.png` (8 bit, 255 on the fish, else 0). Files of the same names are overwritten.
+
     A picture depends on `seed`, its species, its number and `size` only: the same seed writes the same bytes, and a
-    larger set begins with the smaller one. With `shortcut`, a coloured card with as many pips as the species' place in
-    `species` lies somewhere beside the fish; all else in the picture stays as it is without.
-    Files of the same names are overwritten. `advance` is told how many pictures are drawn so far. Raises `ValueError`
-    for fewer than one picture or less than 32 pixels.
+    larger set begins with the smaller one. With `shortcut`, a coloured card lies somewhere beside the fish, with as
+    many pips as the species' place in `species`; the rest of the picture is the same as without.
+    `advance` is called with the number of pictures drawn so far. Raises `GradCAMError` for fewer than one picture and
+    for fewer than 32 pixels.
+
+    >>> from fastai_gradcam.demo import make_fish
+    >>> path = make_fish("few fish", per_species=1, size=48)
+    >>> sorted(p.name for p in path.iterdir())[:3]
+    ['Black Sea Sprat', 'Gilt-Head Bream', 'Hourse Mackerel']
     """
     if per_species < 1:
-        raise ValueError(f"per_species is {per_species}: a set needs at least 1 picture of each species")
+        raise GradCAMError(f"per_species is {per_species}: a set needs at least 1 picture of each species")
     if size < 32:
-        raise ValueError(f"size is {size}: a fish needs at least 32 pixels")
+        raise GradCAMError(f"size is {size}: a fish needs at least 32 pixels")
     path = Path(path)
     for k, name in enumerate(species):
         images, masks = path / name / name, path / name / f"{name} GT"
@@ -83,18 +101,22 @@ def make_fish(
     return path
 
 
-def fish_items(path: str | Path) -> list[Path]:
-    "The pictures below `path` in the layout of the fish set, sorted; masks (folders that end in ` GT`) are left out."
-    return sorted(o for o in Path(path).rglob("*.png") if not o.parent.name.endswith(" GT"))
+def scratch_learner(dls: DataLoaders, arch: str | Callable[..., Any], **kwargs: Any) -> Learner:
+    """A `vision_learner` without pretrained weights, set up to learn from few pictures in few steps.
 
+    Every residual block begins as the identity (Goyal et al. 2017, section 5.1), so that a deep network learns at
+    first like a shallow one; the head is one linear layer without dropout; inputs are normalised; nothing is frozen.
+    `kwargs` go to `vision_learner`. The examples use it where nothing may be downloaded.
 
-def fish_label(item: str | Path) -> str:
-    "The species in the picture `item`: the name of its folder."
-    return Path(item).parent.name
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=2, size=48)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, bs=4)
+    >>> learn = scratch_learner(dls, resnet18)
+    >>> all(p.requires_grad for p in learn.model.parameters())
+    True
+    """
+    # Imported here: drawing fish needs no torch.
+    from ._fastai.scratch import scratch_learner as build
 
-
-def fish_mask(item: str | Path) -> Path | None:
-    "The mask of the picture `item`, or `None` where it has none."
-    item = Path(item)
-    mask = item.parent.with_name(f"{item.parent.name} GT") / item.name
-    return mask if mask.is_file() else None
+    return build(dls, arch, **kwargs)

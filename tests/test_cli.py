@@ -29,7 +29,9 @@ from report_fixture import make_run
 from torch import nn
 from training import one_thread, tiny, tiny_learner  # noqa: F401
 
-from fastai_gradcam import Run, cli
+from fastai_gradcam import GradCAMError, Run
+from fastai_gradcam._cli.parser import METHODS, make_parser
+from fastai_gradcam._errors import GradCAMTypeError
 from fastai_gradcam.cli import main
 from fastai_gradcam.demo import make_fish
 from fastai_gradcam.findings import Thresholds
@@ -291,16 +293,35 @@ def test_a_file_that_is_no_learner_is_named_with_the_reason(labelled, tmp_path, 
     assert "it needs the module 'own_functions', which is not installed here" in refused(tmp_path / "learner.pkl")
 
 
-def test_an_error_of_ours_is_one_line_and_debug_shows_where(numbers, tmp_path, capsys, monkeypatch):
+# A user's mistake (2) is a `GradCAMError`, or an `OSError` about a named file; whatever else is raised is our fault (1).
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (GradCAMError("no such class"), 2),
+        (GradCAMTypeError("a list, not a number"), 2),
+        (FileNotFoundError(2, "No such file or directory", "gone.png"), 2),
+        (PermissionError(13, "Permission denied", "locked.png"), 2),
+        (KeyError("label"), 1),
+        (RuntimeError("no memory"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (AssertionError(), 1),
+    ],
+)
+def test_a_users_mistake_ends_with_2_and_a_fault_of_ours_with_1_and_how_to_report_it(
+    error, status, tmp_path, capsys, monkeypatch
+):
     def fails(*args, **kwargs):
-        raise RuntimeError("no memory")
+        raise error
 
-    monkeypatch.setattr("fastai_gradcam._cli.explain.cams_by_image", fails)
-    args = ["explain", str(numbers), str(of_colours(tmp_path / "images", ["red"])), "--out", str(tmp_path / "out")]
-    assert main(args) == 1
-    assert capsys.readouterr().err == "fastai-gradcam explain: RuntimeError: no memory (--debug shows where)\n"
-    with pytest.raises(RuntimeError, match="no memory"):
-        main([*args, "--debug"])
+    monkeypatch.setattr("fastai_gradcam._cli.report.Run", fails)
+    assert main(["report", str(tmp_path)]) == status
+    said = capsys.readouterr().err
+    assert said.startswith("fastai-gradcam report: ") and said.count("\n") == 1
+    assert " ".join(str(error).split()) in said
+    assert ("This is a fault of fastai_gradcam" in said and "--debug" in said) == (status == 1)
+    assert (type(error).__name__ in said) == (status == 1)
+    with pytest.raises(type(error)):
+        main(["report", str(tmp_path), "--debug"])
 
 
 def test_report_is_made_again_from_the_folder(trained, tmp_path, capsys):
@@ -344,9 +365,9 @@ def test_an_export_is_tried_before_the_training_and_leaves_nothing(tmp_path, cap
 def test_a_smaller_demo_does_not_train_on_the_fish_of_a_larger_one(tmp_path, capsys, monkeypatch):
     counts = []
 
-    def seen(folder, **kwargs):
+    def seen(folder, *args):
         counts.append(len(folder.items))
-        raise ValueError("enough")
+        raise GradCAMError("enough")
 
     monkeypatch.setattr("fastai_gradcam._cli.train.train", seen)
     for count in (3, 2):
@@ -426,9 +447,9 @@ def test_help_teaches(name, capsys):
     for example in examples:
         words = shlex.split(example.split(" | ")[0])[1:]
         # What is shown is taken.
-        options = cli._parser().parse_args(words)
+        options = make_parser().parse_args(words)
         assert options.command == name
-    for status in ("0    done", "1    the work failed", "2    what was asked for", "130  interrupted"):
+    for status in ("0    done", "1    the work failed", "2    the request does not fit", "130  interrupted"):
         assert status in told
     if name != "report":
         assert all(f" {method}" in " ".join(told.split()) for method in methods)
@@ -438,7 +459,7 @@ def test_help_teaches(name, capsys):
 
 
 def test_the_methods_that_help_names_are_those_that_there_are():
-    assert cli.METHODS.split(", ") == list(methods)
+    assert METHODS.split(", ") == list(methods)
 
 
 def test_help_needs_no_torch():

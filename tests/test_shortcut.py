@@ -66,7 +66,7 @@ def from_scratch(folder, path, seed):
     recipe = RECIPE | {"size": 96, "layer": 3, "scratch": {"epochs": EPOCHS, "lr": 1e-2}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_network", lambda arch: small)
-        learn = training.train(folder, out=path, name="run", seed=seed, say=said.append, **recipe)
+        learn = training.train(folder, training.Training(path, name="run", seed=seed, **recipe), said.append)
     assert any("training from scratch" in words for words in said)
     return learn.grad_cam.run, float(learn.recorder.values[-1][-1])
 

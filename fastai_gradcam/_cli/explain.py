@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,18 +18,51 @@ from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 
 from .. import learner  # noqa: F401  (gives Learner its methods)
+from .._errors import GradCAMError
 from .._fastai.items import opened
 from .._fastai.tasks import task_of
 from ..learner import CAM
+from ..methods import resolve_method
+from .terminal import progress
 
-__all__ = ["COLUMNS", "Overlays", "cams_by_image", "class_of", "image_files", "load", "table"]
+__all__ = ["COLUMNS", "Overlays", "cams_by_image", "class_of", "image_files", "load", "run_explain", "table"]
 
 COLUMNS = ("image", "overlay", "target", "prob", "pred", "pred_prob", "layer")
 _TOGETHER = 16
 
 
+def run_explain(options: Namespace) -> int:
+    if not options.learner.is_file():
+        raise GradCAMError(f"There is no learner file {str(options.learner)!r}.")
+    missing = [p for p in options.images if not p.exists()]
+    if missing:
+        raise GradCAMError(f"There is no image or folder {str(missing[0])!r}.")
+    resolve_method(options.method)
+    images = image_files(options.images, options.out)
+    learn = load(options.learner)
+    target = [class_of(learn, given) for given in options.target] if options.target else None
+    overlays, unread = Overlays(options.out, images), 0
+    explained = cams_by_image(learn, images, target, options.layer, options.method)
+    try:
+        with progress(len(images)) as advance:
+            for done, (image, cams) in enumerate(explained, 1):
+                if isinstance(cams, Exception):
+                    unread += 1
+                    print(f"{image}: {cams}", file=sys.stderr)
+                else:
+                    for row in overlays.write(image, cams):
+                        if options.json:
+                            print(json.dumps(row, ensure_ascii=False))
+                advance(done)
+    finally:
+        written = overlays.write_table()
+    if not options.json:
+        print(f"{table(overlays.rows)}\ntable: {written}")
+    return 1 if unread else 0
+
+
 def load(file: Path) -> Learner:
-    "The learner that `learn.export()` wrote in `file`. Raises `ValueError` with what is missing, or what the file is not."
+    "The learner that `learn.export()` wrote in `file`. A `GradCAMError` says what is missing, or what the file is not."
     try:
         with warnings.catch_warnings():
             # The command's help says that loading runs code.
@@ -35,25 +71,25 @@ def load(file: Path) -> Learner:
     except Exception as error:
         cause = _missing(file) or error if isinstance(error, UnboundLocalError) else error
         if isinstance(cause, ModuleNotFoundError) and cause.name:
-            raise ValueError(
-                f"{str(file)!r} cannot be loaded: it needs the module {cause.name!r}, which is not installed here. Where "
+            raise GradCAMError(
+                f"{str(file)!r} cannot be loaded: it needs the module {cause.name!r}, which is not installed here. If "
                 "it is a file of your own, run the command in its folder, with PYTHONPATH=."
             ) from error
         if isinstance(cause, AttributeError) and "Custom classes or functions" in str(cause):
             reason = str(cause).strip().splitlines()[-1].strip()
-            raise ValueError(
+            raise GradCAMError(
                 f"{str(file)!r} cannot be loaded: it needs a function or class that the notebook or program which made "
                 f"the learner defined ({reason}). Define it in a module, import it there, and export again."
             ) from error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ValueError(f"{str(file)!r} is not what learn.export() wrote: {reason}") from error
+        raise GradCAMError(f"{str(file)!r} is not what learn.export() wrote: {reason}") from error
     if not isinstance(found, Learner):
-        raise ValueError(f"{str(file)!r} is not what learn.export() wrote, but a {type(found).__name__}.")
+        raise GradCAMError(f"{str(file)!r} is not what learn.export() wrote, but a {type(found).__name__}.")
     return found
 
 
 def _missing(file: Path) -> ImportError | None:
-    "What could not be imported: fastai's `load_learner` swallows that, and fails by having no learner."
+    "The failed import behind an `UnboundLocalError`: fastai's `load_learner` swallows it, and then has no learner."
     try:
         torch.load(file, map_location="cpu", weights_only=False)
     except ImportError as error:
@@ -62,9 +98,9 @@ def _missing(file: Path) -> ImportError | None:
 
 
 def image_files(paths: Sequence[Path], out: Path) -> list[Path]:
-    """The images among `paths`, and those below the folders among them; what was written in `out` is left out.
+    """The images among `paths`, and those below the folders among them, without the overlays in `out`.
 
-    Raises `ValueError` where there are none, and where `out` is a folder of images itself.
+    Raises `GradCAMError` if there are none, or if `out` is itself a folder of images to explain.
     """
     found: list[Path] = []
     written = out.resolve()
@@ -73,16 +109,16 @@ def image_files(paths: Sequence[Path], out: Path) -> list[Path]:
             found.append(path)
             continue
         if path.resolve() == written:
-            raise ValueError(f"--out {str(out)!r} is a folder of images to explain: choose another for the overlays.")
+            raise GradCAMError(f"--out {str(out)!r} is a folder of images to explain: choose another for the overlays.")
         inside = path.resolve() in written.parents
         found += [o for o in sorted(get_image_files(path)) if not (inside and written in o.resolve().parents)]
     if not found:
-        raise ValueError(f"There are no images in {', '.join(map(str, paths))}.")
+        raise GradCAMError(f"There are no images in {', '.join(map(str, paths))}.")
     return found
 
 
 def class_of(learn: Learner, given: str) -> str | int:
-    "The class that `given` means: the one of that name, and only where there is none, the one of that index."
+    "The class that `given` means: the one of that name; if there is none, the one of that index."
     if given.isdecimal():
         try:
             task_of(learn.dls, learn.loss_func).target(given, 1)
@@ -94,7 +130,7 @@ def class_of(learn: Learner, given: str) -> str | int:
 def cams_by_image(
     learn: Learner, images: Sequence[Path], target: Any = None, layer: Any = None, method: str = "gradcam"
 ) -> Iterator[tuple[Path, list[CAM] | Exception]]:
-    "(image, its CAMs or the reason why there are none), in batches; an image that cannot be read costs no other."
+    "(image, its CAMs or the error that prevented them), in batches. One unreadable image does not affect the others."
     for at in range(0, len(images), _TOGETHER):
         readable, decoded = [], []
         for image in images[at : at + _TOGETHER]:
@@ -105,14 +141,14 @@ def cams_by_image(
                 yield image, error
         if decoded:
             cams = learn.gradcam(decoded, target=target, layer=layer, method=method)
-            # As many maps as labels were predicted: those of one image share its picture.
+            # An image has as many maps as predicted labels; they share its picture.
             by_image = [list(own) for _, own in groupby(cams, key=lambda cam: id(cam.image))]
             yield from zip(readable, by_image, strict=True)
 
 
 @dataclass
 class Overlays:
-    "Overlays in the folder `out`, each of a name of its own, and `rows` about them in the order of `COLUMNS`."
+    "Writes overlays into the folder `out`, each under a name of its own; `rows` describe them, with the keys `COLUMNS`."
 
     out: Path
     images: Sequence[Path]
@@ -123,7 +159,7 @@ class Overlays:
         self._taken = {image.resolve() for image in self.images}
 
     def write(self, image: Path, cams: Sequence[CAM]) -> list[dict[str, Any]]:
-        "Save the overlays of one image; the rows about them."
+        "Save the overlays of one image and return their rows."
         name_label = len({cam.label for cam in cams}) > 1
         name_layer = len({cam.layer for cam in cams}) > 1
         rows = []
@@ -157,7 +193,7 @@ class Overlays:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    "The rows as text in columns: image, prediction, what the map is of, overlay."
+    "The rows as text in columns: image, prediction, explained class, overlay."
     lines = [("image", "predicted", "", "map of", "", "overlay")]
     lines += [
         (r["image"], r["pred"] or "", _percent(r["pred_prob"]), _explained(r), _percent(r["prob"]), r["overlay"])

@@ -13,7 +13,8 @@ from fastai.data.transforms import get_image_files, parent_label
 from fastai.vision.augment import Flip, Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 
-from ..demo import fish_mask
+from .._errors import GradCAMError
+from .._fish.layout import fish_mask
 
 __all__ = ["ImageFolder", "read_folder"]
 
@@ -35,8 +36,8 @@ class ImageFolder:
     def dataloaders(self, size: int, bs: int, num_workers: int = 0, augment: bool = True) -> DataLoaders:
         """`DataLoaders` of images of `size` × `size` pixels.
 
-        With `augment`, images are cropped, and in training turned, zoomed, lit and flipped; without, squeezed, so that
-        nothing at their edges is lost, and flipped only.
+        With `augment`, images are cropped, and in training rotated, zoomed, relit and flipped. Without it they are
+        squeezed, so that their edges are kept, and in training only flipped.
         """
         block = DataBlock(
             blocks=(ImageBlock, CategoryBlock),
@@ -52,28 +53,28 @@ class ImageFolder:
 def read_folder(path: str | Path, seed: int = 42) -> ImageFolder:
     """The images below `path`, each labelled by the folder that it lies in.
 
-    Knows `train`/`valid` folders (also `val`, `validation`, `test`), a plain tree of one folder per class, of which
-    every fifth image by `seed` is for validation, and the layout of Kaggle's fish set, whose `<Species> GT` folders
-    are masks and never classes. Raises `ValueError` for a folder that is none, holds no images, or one class only.
+    Knows `train`/`valid` folders (also `val`, `validation`, `test`); a plain tree of one folder per class, of which a
+    fifth, chosen by `seed`, is for validation; and the layout of Kaggle's fish set, whose `<Species> GT` folders are
+    masks and never classes. Raises `GradCAMError` if there is no such folder, no image, or only one class.
     """
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"There is no folder {str(path)!r}.")
+        raise GradCAMError(f"There is no folder {str(path)!r}.")
     runs = {file.parent for file in path.rglob("run.json")}
-    # Pictures of a run that was saved below the images are no images to learn from.
+    # A run may have been saved below the images; its pictures are not training data.
     files = sorted(f for f in get_image_files(path) if runs.isdisjoint(f.parents))
     names = {f.parent for f in files}
-    # A folder "<Name> GT" beside a folder "<Name>" holds that one's masks.
+    # A folder "<Name> GT" beside a folder "<Name>" holds its masks.
     masks = {p for p in names if p.name.endswith(" GT") and p.with_name(p.name[:-3]) in names}
     items = [f for f in files if f.parent not in masks]
-    # Kaggle's set has the species' name twice; pictures beside the inner folder are samples of the same fish.
+    # In Kaggle's set images lie in <Species>/<Species>; files directly in the outer folder are samples of the same fish.
     doubled = [f for f in items if f.parent.name == f.parent.parent.name and f.parent.parent != path]
     items = doubled if masks and doubled else items
     classes = sorted({parent_label(f) for f in items})
     if not items:
-        raise ValueError(f"There are no images below {str(path)!r}: expected a folder of images per class.")
+        raise GradCAMError(f"There are no images below {str(path)!r}: expected a folder of images per class.")
     if len(classes) < 2:
-        raise ValueError(
+        raise GradCAMError(
             f"All images below {str(path)!r} are of one class, {classes[0]!r}: expected a folder of images per class."
         )
     top = {f.relative_to(path).parts[0].lower(): f.relative_to(path).parts[0] for f in items}
@@ -98,13 +99,13 @@ def _by_first_folder(path: Path, train: str, valid: str) -> Callable[[Sequence[P
 
 
 def _a_fifth_of_each(seed: int) -> Callable[[Sequence[Path]], Split]:
-    "Validates on a random fifth of each class, and on at least one of several: a fifth of all may miss a class."
+    "A random fifth of each class, at least one image of each class that has several; a plain 20 % can miss a class."
 
     def split(items: Sequence[Path]) -> Split:
         draw, valid = random.Random(seed), set[int]()
         for label in sorted({parent_label(f) for f in items}):
             own = [i for i, f in enumerate(items) if parent_label(f) == label]
-            # A class of one image is learned, not validated on.
+            # The only image of a class is for training.
             valid.update(draw.sample(own, min(len(own) - 1, max(1, round(len(own) / 5)))))
         return [i for i in range(len(items)) if i not in valid], sorted(valid)
 

@@ -2,97 +2,237 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fastai.vision.all  # noqa: F401  (gives Learner its schedules, its progress bar and its export)
-import torch
 import torchvision
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
-from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import vision_learner
 from torch import nn
 
-from .._errors import one_of
+from .. import demo
+from .._errors import GradCAMError, one_of
 from .._fastai.items import opened
+from .._fastai.scratch import scratch_learner
 from ..callback import GradCAMCallback
-from .folders import ImageFolder
+from ..methods import resolve_method
+from ..run import Run
+from .folders import ImageFolder, read_folder
+from .terminal import progress, say
 
-__all__ = ["scratch_learner", "train"]
+__all__ = ["Training", "run_demo", "run_train", "train"]
 
 
-def train(
-    folder: ImageFolder,
-    *,
-    arch: str = "resnet34",
-    epochs: int = 5,
-    size: int = 224,
-    bs: int = 32,
-    lr: float = 2e-3,
-    scratch: dict[str, Any] | None = None,
-    augment: bool = True,
-    layer: int | str | None = None,
-    n: int = 16,
-    method: str = "gradcam",
-    out: Path,
-    name: str | None = None,
-    num_workers: int = 0,
-    seed: int = 42,
-    say: Callable[[str], None] = print,
-) -> Learner:
-    """Fine-tune `arch` on `folder` and watch; the trained learner, whose `grad_cam.run` is the run below `out`.
+# --- the commands
 
-    With pretrained weights: `fine_tune(epochs, lr)`. Where they cannot be had, that is said in a line, and the
-    whole network is trained from the start by `fit_one_cycle`, with what `scratch` has instead of the other
-    settings. Raises `ValueError` for an unknown network, one that `vision_learner` cannot cut, and numbers that make
-    no training.
+
+def run_demo(options: Namespace) -> int:
+    resolve_method(options.method)
+    count = demo.PER_SPECIES if options.per_species is None else options.per_species
+    if count < 2:
+        raise GradCAMError(f"--per-species must be at least 2, one to learn from and one to validate on, got {count}.")
+    # A folder for each count: training would read all images of a larger set drawn there before.
+    images = options.out / ("images-shortcut" if options.shortcut else "images") / f"seed-{options.seed}-{count}-each"
+    total = count * len(demo.species)
+    say(options, f"drawing {total} fish in {images} …")
+    with progress(total) as advance:
+        demo.make_fish(images, per_species=count, seed=options.seed, shortcut=options.shortcut, advance=advance)
+    return _run(options, images, options.out / "runs", demo.recipe(options.arch, _given(options)))
+
+
+def run_train(options: Namespace) -> int:
+    resolve_method(options.method)
+    if options.export is not None:
+        _check_writable(options.export)
+    return _run(options, options.data, options.out or options.data / "gradcam", _given(options))
+
+
+def _given(options: Namespace) -> dict[str, Any]:
+    return {k: getattr(options, k) for k in ("epochs", "size", "bs", "lr", "layer") if getattr(options, k) is not None}
+
+
+def _check_writable(file: Path) -> None:
+    "Fail before training if the export file cannot be written. Raises `OSError`."
+    if file.is_dir():
+        raise GradCAMError(f"--export is the learner's file; {str(file)!r} is a folder.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = not file.exists()
+    with open(file, "ab"):
+        pass
+    if new:
+        file.unlink()
+
+
+def _run(options: Namespace, data: Path, out: Path, settings: dict[str, Any]) -> int:
+    "Train on `data` with the callback, and say where the pictures are."
+    training = Training(
+        out=out,
+        arch=options.arch,
+        name=options.name,
+        n=options.n,
+        method=options.method,
+        workers=options.workers,
+        seed=options.seed,
+        **settings,
+    )
+    # fastai's table and bars must not mix with the JSON that a script reads.
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        learn = train(read_folder(data, options.seed), training, lambda words: say(options, words))
+        export = getattr(options, "export", None)
+        if export:
+            learn.export(export.resolve())
+    run = learn.grad_cam.run
+    print(json.dumps(_facts(run), ensure_ascii=False) if options.json else "\n".join(["", *_conclusion(run, export)]))
+    return 0
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    shares = _shares_on_object(run)
+    return {
+        "run": str(run.path),
+        "metrics": run.frames[-1]["metrics"],
+        "mask_share": shares[-1] if shares else None,
+        "status": run.status,
+    }
+
+
+def _conclusion(run: Run, export: Path | None) -> Iterator[str]:
+    "The lines that end a training: how good it is, what was found, where it is, and what to do next."
+    right = run.frames[-1]["metrics"].get("accuracy")
+    if right is not None:
+        yield f"accuracy on the validation images: {right:.0%}"
+    if shares := _shares_on_object(run):
+        words = " → ".join(f"{s:.0%}" for s in shares)
+        yield f"share of the attention that lies on the object, frame by frame: {words}"
+    found = run.findings()
+    if len(found):
+        more = f" (and {len(found) - 1} more in the report)" if len(found) > 1 else ""
+        yield f"finding: {found['text'].iloc[0]}{more}"
+    yield f"grids:   {run.path / 'frames'}"
+    for what, file in (("report: ", "report.html"), ("course: ", "evolution.png")):
+        if (run.path / file).exists():
+            yield f"{what} {run.path / file}"
+    if export:
+        yield f"learner: {export}; next: fastai-gradcam explain {export} IMAGE"
+
+
+def _shares_on_object(run: Run) -> list[float]:
+    "The panel's mean `mask_share` in each frame; empty without masks."
+    shares = run.history.groupby("frame")["mask_share"].mean()
+    return [] if shares.isna().all() else [float(s) for s in shares]
+
+
+# --- the training
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train and watch; runs are written below `out`.
+
+    `scratch` holds the settings that replace others if no pretrained weights can be had. Raises `GradCAMError` for
+    numbers that make no training.
     """
-    for what, number in (("epochs", epochs), ("size", size), ("bs", bs), ("lr", lr), ("n", n)):
-        if not (number > 0 and math.isfinite(number)):
-            raise ValueError(f"{what} must be positive, got {number}.")
-    if size < 32:
-        raise ValueError(f"size must be at least 32 pixels, got {size}: a network leaves no cell of a smaller image.")
-    if num_workers < 0:
-        raise ValueError(f"workers must be 0 or more, got {num_workers}.")
-    network = _network(arch)
-    if name is not None and Path(out, name).exists():
-        raise ValueError(f"There is a run {name!r} in {str(out)!r} already: choose another name.")
+
+    out: Path
+    arch: str = "resnet34"
+    epochs: int = 5
+    size: int = 224
+    bs: int = 32
+    lr: float = 2e-3
+    scratch: dict[str, Any] | None = None
+    augment: bool = True
+    layer: int | str | None = None
+    n: int = 16
+    method: str = "gradcam"
+    name: str | None = None
+    workers: int = 0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "size", "bs", "lr", "n"):
+            number = getattr(self, name)
+            if not (number > 0 and math.isfinite(number)):
+                raise GradCAMError(f"{name} must be positive, got {number}.")
+        if self.size < 32:
+            raise GradCAMError(
+                f"size must be at least 32 pixels, got {self.size}: a network leaves no cell of a smaller image."
+            )
+        if self.workers < 0:
+            raise GradCAMError(f"workers must be 0 or more, got {self.workers}.")
+        if self.name is not None and (self.out / self.name).exists():
+            raise GradCAMError(f"There is a run {self.name!r} in {str(self.out)!r} already: choose another name.")
+
+
+def train(folder: ImageFolder, given: Training, say: Callable[[str], None] = print) -> Learner:
+    """Fine-tune `given.arch` on `folder` and watch. Returns the trained learner; its `grad_cam.run` is the run.
+
+    With pretrained weights: `fine_tune(epochs, lr)`. Without them a line says so, and the whole network is trained
+    from scratch by `fit_one_cycle`. Raises `GradCAMError` for an unknown network, and for one that `vision_learner`
+    cannot cut.
+    """
+    network = _network(given.arch)
     with _naming_broken_images(folder.items):
-        set_seed(seed)
+        set_seed(given.seed)
         images, others = map(len, folder.splitter(folder.items))
         if not others:
-            raise ValueError(
+            raise GradCAMError(
                 f"There are no images to validate on below {str(folder.path)!r}: give a class at least two."
             )
-        if bs > images:
-            # fastai leaves out what does not fill a batch, here all there is.
-            say(f"batches of {images}, not {bs}: there are no more images to train on")
-            bs = images
-        dls = folder.dataloaders(size, bs, num_workers, augment)
+        bs = min(given.bs, images)
+        if bs < given.bs:
+            # fastai drops a batch that is not full, which here is the only one.
+            say(f"batches of {images}, not {given.bs}: there are no more images to train on")
+        n = min(given.n, others)
         watch = GradCAMCallback(
-            n=min(n, others), layer=layer, method=method, masks=folder.masks, path=out, name=name, seed=seed
+            n=n,
+            layer=given.layer,
+            method=given.method,
+            masks=folder.masks,
+            path=given.out,
+            name=given.name,
+            seed=given.seed,
         )
+        dls = folder.dataloaders(given.size, bs, given.workers, given.augment)
         learn, pretrained = _learner(dls, network, folder.path, watch, say)
-        settings = {"epochs": epochs, "lr": lr} if pretrained else {"epochs": epochs, "lr": lr, **(scratch or {})}
-        watched = f"{n} of {others} others" if n < others else f"all {others} others"
-        say(f"training {arch} on {images} images, watching {watched}")
-        say(f"grids appear in {Path(out, name or '<time>')}/frames while it learns")
+        watched = f"{n} of the {others} validation images" if n < others else f"all {others} validation images"
+        say(f"training {given.arch} on {images} images, watching {watched}")
         if pretrained:
-            learn.fine_tune(settings["epochs"], settings["lr"])
+            say("the first epoch trains only the head, with the body frozen")
+            learn.fine_tune(given.epochs, given.lr, cbs=_SayWhere(say))
         else:
-            learn.fit_one_cycle(settings["epochs"], settings["lr"])
+            scratch = {"epochs": given.epochs, "lr": given.lr, **(given.scratch or {})}
+            learn.fit_one_cycle(scratch["epochs"], scratch["lr"], cbs=_SayWhere(say))
     return learn
 
 
+class _SayWhere(Callback):
+    "Says once where the grids appear: the run's folder has its name as soon as the frame before training is taken."
+
+    order = GradCAMCallback.order + 1
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say: Callable[[str], None] | None = say
+
+    def before_train(self) -> None:
+        if self.say is not None:
+            self.say(f"grids appear in {self.learn.grad_cam.run.path / 'frames'} during training")
+            self.say = None
+
+
 def _network(arch: str) -> str | Callable[..., nn.Module]:
-    "torchvision's builder of that name, or the name itself where timm has it."
+    "torchvision's builder of that name, or the name itself if timm has it."
     builders = [n for n in torchvision.models.list_models() if callable(getattr(torchvision.models, n, None))]
     if arch in builders:
         return getattr(torchvision.models, arch)
@@ -104,7 +244,7 @@ def _network(arch: str) -> str | Callable[..., nn.Module]:
         if timm.is_model(arch):
             return arch
         hint = ""
-    raise ValueError(one_of("network", arch, builders) + hint)
+    raise GradCAMError(one_of("network", arch, builders) + hint)
 
 
 def _learner(
@@ -114,16 +254,17 @@ def _learner(
     watch: GradCAMCallback,
     say: Callable[[str], None],
 ) -> tuple[Learner, bool]:
+    "A learner, and whether it has pretrained weights."
     common: dict[str, Any] = {"metrics": accuracy, "path": path, "cbs": watch}
     try:
         return vision_learner(dls, network, pretrained=True, **common), True
     except Exception as error:
-        # No network, a proxy, a model without weights: each library has an error of its own for it.
+        # No network connection, a proxy, a model without weights: each library raises an error of its own.
         why = f"{type(error).__name__}: {_first_line(error)}"
     try:
         learn = scratch_learner(dls, network, **common)
     except (StopIteration, RuntimeError) as error:
-        raise ValueError(
+        raise GradCAMError(
             f"vision_learner cannot cut {getattr(network, '__name__', network)} into a body and a head that run: choose "
             "another network, such as resnet34 (docs/models.md names those that it cannot cut)."
         ) from error
@@ -131,30 +272,9 @@ def _learner(
     return learn, False
 
 
-def scratch_learner(dls: DataLoaders, arch: str | Callable[..., nn.Module], **kwargs: Any) -> Learner:
-    """A `vision_learner` without pretrained weights, set up to learn from few pictures in few steps.
-
-    Every residual block begins as the identity (Goyal et al. 2017, section 5.1), so that a deep network learns at
-    first like a shallow one; the head is one linear layer without dropout; inputs are normalised; nothing is frozen.
-    `kwargs` go to `vision_learner`.
-    """
-    # `vision_learner` itself normalises for pretrained weights only.
-    if not any(isinstance(tfm, Normalize) for tfm in dls.after_batch.fs):
-        dls.add_tfms([Normalize.from_stats(*imagenet_stats)], "after_batch")
-    learn = vision_learner(dls, arch, pretrained=False, **{"lin_ftrs": [], "ps": 0.0, "init": None, **kwargs})
-    for module in learn.model.modules():
-        last = getattr(module, "bn3", getattr(module, "bn2", None)) if hasattr(module, "downsample") else None
-        if last is not None:
-            torch.nn.init.zeros_(last.weight)
-    # Measured a fifth faster on CPUs at this size.
-    learn.model.to(memory_format=torch.channels_last)
-    learn.unfreeze()
-    return learn
-
-
 @contextmanager
 def _naming_broken_images(files: Iterable[Path]) -> Iterator[None]:
-    "Which of thousands of images it was that broke off, the loader does not say: the first such is looked for."
+    "The loader does not say which image failed, so open them one by one and name the first bad one."
     try:
         yield
     except OSError as error:
@@ -162,7 +282,7 @@ def _naming_broken_images(files: Iterable[Path]) -> Iterator[None]:
             try:
                 opened(file)
             except (ValueError, FileNotFoundError) as broken:
-                raise ValueError(str(broken)) from error
+                raise GradCAMError(str(broken)) from error
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -362,9 +363,9 @@ def draw_bony_fish(p: Paint, sp: Species, rng: Generator, back, side, belly, fin
         xs, vs = rng.uniform(*x_range, n), rng.uniform(*v_range, n)
         return bent(np.stack([xs, np.where(vs > 0, vs * up(xs), -vs * low(xs))], axis=-1))
 
-    for mark in sp.marks:
-        if mark in MARKS:
-            MARKS[mark](p, rng, v, body, on_body)
+    for name in sp.marks:
+        if name in MARKS:
+            MARKS[name](p, rng, v, body, on_body)
 
     gill = 0.215 - 0.05 * v**2
     p.tint(back * 0.45, np.exp(-(((p.x - gill) / 0.006) ** 2)) * (np.abs(v) < 0.8) * body * 0.6)
@@ -395,61 +396,78 @@ def draw_eye(p: Paint, x: float, y: float, r: float) -> None:
     p.over(np.array([255, 255, 255], np.float32), p.disc(x - r * 0.25, y + r * 0.28, r * 0.24))
 
 
-def mark_spots(p, rng, v, body, on_body):
+# A species' marks, drawn over its colours: `f(paint, rng, v, body, on_body)`, with `v` from -1 (belly) to 1 (back).
+MARKS: dict[str, Callable[..., None]] = {}
+
+
+def mark(f: Callable[..., None]) -> Callable[..., None]:
+    MARKS[f.__name__] = f
+    return f
+
+
+@mark
+def spots(p, rng, v, body, on_body):
     n = rng.integers(45, 65)
     p.tint((38, 30, 26), p.spots(on_body(n, (0.1, 0.86), (-0.35, 0.95)), rng.uniform(0.006, 0.012, n)) * body * 0.85)
 
 
-def mark_bluedots(p, rng, v, body, on_body):
+@mark
+def bluedots(p, rng, v, body, on_body):
     n = rng.integers(22, 34)
     p.tint((120, 190, 235), p.spots(on_body(n, (0.24, 0.8), (0, 0.9)), rng.uniform(0.005, 0.008, n)) * body * 0.8)
 
 
-def mark_stripes(p, rng, v, body, on_body):
+@mark
+def stripes(p, rng, v, body, on_body):
     along = smoothstep(p.x, 0.1, 0.2) * body
     p.tint((132, 28, 24), np.exp(-(((v - 0.2) / 0.14) ** 2)) * along * 0.85)
     for at in (-0.14, -0.4, 0.6):
         p.tint((246, 196, 60), np.exp(-(((v - at) / 0.08) ** 2)) * along * 0.75)
 
 
-def mark_lines(p, rng, v, body, on_body):
+@mark
+def lines(p, rng, v, body, on_body):
     p.tint((104, 108, 104), smoothstep(np.sin(v * 24), 0.3, 0.9) * smoothstep(p.x, 0.22, 0.3) * body * 0.3)
 
 
-def mark_blotches(p, rng, v, body, on_body):
+@mark
+def blotches(p, rng, v, body, on_body):
     n = noise(rng, (p.h, p.w), (9, 16))
     p.tint((168, 40, 38), smoothstep(n + 0.45 * v, 0.15, 0.6) * body * smoothstep(p.x, 0.05, 0.2) * 0.55)
 
 
-def mark_gilt(p, rng, v, body, on_body):
+@mark
+def gilt(p, rng, v, body, on_body):
     p.tint((236, 184, 40), np.exp(-(((p.x - 0.085 + 0.02 * v) / 0.018) ** 2)) * smoothstep(v, 0.3, 0.6) * body)
     p.tint((226, 160, 60), np.exp(-(((p.x - 0.17) / 0.03) ** 2) - ((v + 0.15) / 0.2) ** 2) * body * 0.6)
 
 
-def mark_shoulder(p, rng, v, body, on_body):
+@mark
+def shoulder(p, rng, v, body, on_body):
     p.tint((30, 28, 32), np.exp(-(((p.x - 0.235) / 0.024) ** 2) - ((v - 0.5) / 0.2) ** 2) * body * 0.9)
 
 
-def mark_gillspot(p, rng, v, body, on_body):
+@mark
+def gillspot(p, rng, v, body, on_body):
     p.tint((24, 24, 26), np.exp(-(((p.x - 0.2) / 0.014) ** 2) - ((v - 0.28) / 0.14) ** 2) * body)
 
 
-def mark_scutes(p, rng, v, body, on_body):
+@mark
+def scutes(p, rng, v, body, on_body):
     at = 0.42 - 0.42 * smoothstep(p.x, 0.34, 0.54)
     width = 0.055 + 0.07 * smoothstep(p.x, 0.5, 0.75)
     teeth = 0.45 + 0.55 * (np.sin(p.x * 300) > 0)
     p.tint((70, 78, 70), np.exp(-(((v - at) / width) ** 2)) * (p.x > 0.22) * body * teeth * 0.85)
 
 
-def mark_backline(p, rng, v, body, on_body):
+@mark
+def backline(p, rng, v, body, on_body):
     p.tint((40, 48, 56), np.exp(-(((v - 0.28) / 0.035) ** 2)) * smoothstep(p.x, 0.22, 0.26) * body * 0.35)
 
 
-def mark_pinkband(p, rng, v, body, on_body):
+@mark
+def pinkband(p, rng, v, body, on_body):
     p.tint((222, 112, 112), np.exp(-(((v - 0.05) / 0.2) ** 2)) * smoothstep(p.x, 0.1, 0.22) * body * 0.6)
-
-
-MARKS = {name[5:]: f for name, f in list(globals().items()) if name.startswith("mark_")}
 
 
 def draw_shrimp(p: Paint, rng: Generator, back, side, belly, fin) -> None:
