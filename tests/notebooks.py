@@ -6,7 +6,6 @@ python tests/notebooks.py [NAME…]     runs them all, or those named, and store
 import asyncio
 import base64
 import io
-import os
 import re
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+from processes import environment
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 AT_ONCE = 2
@@ -88,16 +88,9 @@ def _join_texts(notebook: nbformat.NotebookNode) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    nowhere = "http://127.0.0.1:9"
-    # One thread each; a notebook has its own way to show a figure.
-    own = {
-        "OMP_NUM_THREADS": "1",
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "TORCH_HOME": "/nonexistent",
-    }
-    own |= {"IPYTHONDIR": str(folder / "ipython"), "http_proxy": nowhere, "https_proxy": nowhere}
-    # What the libraries below warn of names files of the machine, and is none of a reader's business.
-    return {**os.environ, **own, "PYTHONWARNINGS": "ignore"}
+    # A notebook has its own way to show a figure. Warnings of other libraries name files of this machine.
+    own = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "ignore"}
+    return environment(IPYTHONDIR=str(folder / "ipython"), **own)
 
 
 def stored(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -1,6 +1,7 @@
 """The command line, run as a person runs it: in a process of its own, offline, on small images."""
 
 import importlib
+import io
 import json
 import os
 import shlex
@@ -25,6 +26,7 @@ from fastai.vision.all import (
 from fastcore.imports import noop
 from pages import embedded
 from PIL import Image
+from processes import environment, python
 from report_fixture import make_run
 from torch import nn
 from training import one_thread, tiny, tiny_learner  # noqa: F401
@@ -41,12 +43,11 @@ from fastai_gradcam.methods import methods
 QUICK = ["--arch", "squeezenet1_1", "--size", "64", "--bs", "8", "--epochs", "1", "--n", "4"]
 
 
-def command(*args, home, **more):
-    env = {**os.environ, "TORCH_HOME": str(home), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "2", **more}
-    # A proxy that nobody listens at: a machine without network, wherever the test runs.
-    env |= {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    words = [sys.executable, "-m", "fastai_gradcam.cli", *map(str, args)]
-    return subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    "No weights on the disk, and no network to get them from."
+    for name, value in environment(tmp_path / "none").items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +60,21 @@ def trained(fish, tmp_path_factory):
     "What `train` printed, its run, and the learner that it exported."
     out = tmp_path_factory.mktemp("out")
     args = ["train", fish, "--out", out, "--name", "first", "--export", out / "learner.pkl", *QUICK]
-    return command(*args, home=out), out / "first", out / "learner.pkl"
+    return python("-m", "fastai_gradcam", *args), out / "first", out / "learner.pkl"
 
 
 def test_train_watches_and_says_where_the_pictures_are(trained):
-    done, path, _ = trained
+    done, path, learner = trained
     assert done.returncode == 0, done.stderr
     run = Run(path)
     assert run.status == "finished"
     assert [f["status"] for f in run.frames] == ["ok", "ok"]
-    assert str(path / "frames") in done.stdout
+    lines = done.stdout.splitlines()
+    assert f"grids appear in {path / 'frames'} during training" in lines
+    assert lines.index(f"grids:   {path / 'frames'}") > next(
+        i for i, l in enumerate(lines) if l.startswith("accuracy on")
+    )
+    assert lines[-1] == f"learner: {learner}; next: fastai-gradcam explain {learner} IMAGE"
     assert str(path / "report.html") in done.stdout
     assert (path / "report.html").exists() and (path / "evolution.png").exists()
 
@@ -86,33 +92,28 @@ def test_the_fish_layout_brings_its_masks(trained):
     assert "share of the attention that lies on the object" in trained[0].stdout
 
 
-def test_a_name_that_exists_is_refused_before_training(trained, fish):
+def test_a_name_that_exists_is_refused_before_training(trained, fish, capsys):
     path = trained[1]
-    done = command("train", fish, "--out", path.parent, "--name", path.name, *QUICK, home=path.parent)
-    assert done.returncode == 2
-    assert f"There is a run {path.name!r}" in done.stderr and "Traceback" not in done.stderr
+    assert main(["train", str(fish), "--out", str(path.parent), "--name", path.name, *QUICK]) == 2
+    assert f"There is a run {path.name!r}" in capsys.readouterr().err
     assert len(Run(path).frames) == 2
 
 
-def test_explain_writes_an_overlay_for_each_image_and_prints_json(trained, fish, tmp_path):
+def test_explain_writes_an_overlay_for_each_image_and_prints_json(trained, fish, tmp_path, capsys):
     images = sorted((fish / "Trout" / "Trout").glob("*.png"))[:3]
-    args = ["explain", trained[2], images[0], fish / "Shrimp" / "Shrimp", "--out", tmp_path / "maps", "--json"]
-    done = command(*args, home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = explained(capsys, trained[2], images[0], fish / "Shrimp" / "Shrimp", "--out", tmp_path / "maps")
     assert len(rows) == 6 == len(list((tmp_path / "maps").glob("*.png")))
     assert rows[0]["image"] == str(images[0]) and rows[0]["pred"] in Run(trained[1]).vocab
     assert 0 <= rows[0]["prob"] <= 1
 
 
-def test_explain_goes_on_after_an_image_that_cannot_be_read_and_says_so(trained, fish, tmp_path):
+def test_explain_goes_on_after_an_image_that_cannot_be_read_and_says_so(trained, fish, tmp_path, capsys):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     good = fish / "Trout" / "Trout" / "00001.png"
     args = ["explain", trained[2], broken, good, "--target", "Trout", "--target", "Shrimp", "--out", tmp_path / "maps"]
-    done = command(*args, home=tmp_path)
-    assert done.returncode == 1
-    assert "broken.png" in done.stderr and "Traceback" not in done.stderr
+    assert main(list(map(str, args))) == 1
+    assert "broken.png" in capsys.readouterr().err
     assert len(list((tmp_path / "maps").glob("*.png"))) == 2
 
 
@@ -231,30 +232,26 @@ def test_explain_prints_a_table_in_columns_and_writes_it(numbers, tmp_path, caps
     assert rows["target"].tolist() == ["10", "10"] and all(Path(o).exists() for o in rows["overlay"])
 
 
-def test_a_reader_that_has_enough_is_no_error(numbers, tmp_path):
-    images = of_colours(tmp_path / "images", [f"red-{i}" for i in range(3)])
-    words = [sys.executable, "-m", "fastai_gradcam", "explain", str(numbers), str(images), "--out", str(tmp_path)]
-    pythonpath = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": pythonpath}
+def test_a_reader_that_has_enough_is_not_an_error(tmp_path):
+    run = make_run(tmp_path / "run", n=1, frames=1)
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    words = [sys.executable, "-m", "fastai_gradcam", "report", str(run)]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
     os.close(writing)
     assert done.stderr == "" and done.returncode == 141
 
 
-@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are of Unix")
-def test_in_a_terminal_a_bar_says_how_far_it_is(numbers, tmp_path):
+def test_in_a_terminal_a_bar_says_how_far_it_is(numbers, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
     images = of_colours(tmp_path / "images", ["red", "blue"])
-    words = [sys.executable, "-m", "fastai_gradcam", "explain", str(numbers), str(images), "--out", str(tmp_path)]
-    pythonpath = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ours, theirs = os.openpty()
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": pythonpath}
-    done = subprocess.run(words, stdout=theirs, stderr=theirs, env=env, check=False)
-    os.close(theirs)
-    told = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    assert done.returncode == 0 and "[1/2 " in told and "[2/2 " in told, told
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert main(["explain", str(numbers), str(images), "--out", str(tmp_path)]) == 0
+    told = sys.stderr.getvalue()
+    assert "[1/2 " in told and "[2/2 " in told, told
 
 
 def test_ctrl_c_says_what_is_kept(numbers, tmp_path, capsys, monkeypatch):
@@ -375,13 +372,13 @@ def test_a_smaller_demo_does_not_train_on_the_fish_of_a_larger_one(tmp_path, cap
     assert counts == [27, 18]
 
 
-def test_the_demo_trains_another_network_as_told_and_prints_json_alone(tmp_path):
-    done = command("demo", "--per-species", "2", "--out", tmp_path, "--lr", "1e-4", "--json", *QUICK, home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+def test_the_demo_trains_another_network_as_told_and_prints_json_alone(tmp_path, capsys, offline):
+    assert main(["demo", "--per-species", "2", "--out", str(tmp_path), "--lr", "1e-4", "--json", *QUICK]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
     run = Run(told["run"])
     assert told["status"] == "finished" and len(run.frames) == 2
-    assert "training squeezenet1_1 on 9 images" in done.stderr and "valid_loss" in done.stderr
+    assert "training squeezenet1_1 on 9 images" in err and "valid_loss" in err
 
 
 @pytest.mark.parametrize(
@@ -465,7 +462,7 @@ def test_the_methods_that_help_names_are_those_that_there_are():
 def test_help_needs_no_torch():
     code = "import sys\nfrom fastai_gradcam.cli import main\ntry: main(['train', '--help'])\n"
     code += "except SystemExit: sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert python("-c", code).returncode == 0
 
 
 def test_a_report_tells_a_script_about_itself(tmp_path, capsys):

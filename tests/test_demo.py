@@ -1,12 +1,11 @@
 """The embedded fish set: its layout, its determinism, its masks, its shortcut, and how it is read."""
 
 import hashlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from processes import python
 
 from fastai_gradcam._fish.drawing import draw_fish
 from fastai_gradcam.demo import RECIPE, fish_items, fish_label, fish_mask, make_fish, recipe, species
@@ -151,4 +150,4 @@ def test_the_recipes_layer_is_of_the_resnets_alone():
 
 def test_drawing_and_finding_fish_needs_no_torch():
     code = "import sys, fastai_gradcam.demo; sys.exit('torch' in sys.modules or 'fastai' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert python("-c", code).returncode == 0

@@ -1,15 +1,14 @@
 """Two processes train together under fastai's `distrib_ctx`, and one of them watches."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 from fastai_gradcam import Run
 
 pytest.importorskip("accelerate", reason="fastai's distrib_ctx needs accelerate")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +16,9 @@ def two_processes(image_folder, tmp_path_factory):
     "The lines that both processes reported, and the folder of their runs."
     out = tmp_path_factory.mktemp("distributed")
     script = Path(__file__).with_name("distributed.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    paths = [str(script.parent.parent), str(script.parent), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     # The limit ends a test that waits for a process which will not come.
-    done = subprocess.run(
-        [*launch, str(script), str(image_folder), str(out)], capture_output=True, text=True, env=env, timeout=540
-    )
+    done = python(*launch, script, image_folder, out, timeout=540)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout, out
 

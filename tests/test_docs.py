@@ -32,6 +32,7 @@ import pytest
 import torch
 from documents import DOCUMENTS, ROOT, Block, anchors_of, blocks_of, commands_of, execute, links_of, prose_of, text_of
 from PIL import Image
+from processes import environment
 from torch import nn
 from training import one_thread  # noqa: F401
 
@@ -236,9 +237,7 @@ def run_program(words, programs):
     for program in programs:
         Path(program.file).write_text(program.text)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    pythonpath = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PATH": path, "PYTHONPATH": pythonpath, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, env=environment(PATH=path), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert [run["status"] for run in map(run_json, Path("runs").glob("*/run.json"))] == ["finished"]
 

@@ -2,8 +2,6 @@
 
 import configparser
 import re
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from processes import python
 
 import fastai_gradcam
 
@@ -104,6 +103,6 @@ for module in pkgutil.walk_packages(fastai_gradcam.__path__, "fastai_gradcam."):
 
 def test_every_module_is_imported_where_only_what_is_required_is_installed():
     extras = "accelerate captum pytorch_grad_cam torchcam timm playwright tensorboard wandb nbclient nbformat ipykernel IPython"
-    done = subprocess.run([sys.executable, "-c", ALONE, *extras.split()], capture_output=True, text=True)
+    done = python("-c", ALONE, *extras.split())
     assert done.returncode == 0, done.stderr
     assert {"fastai_gradcam.callback", "fastai_gradcam.cli", "fastai_gradcam._cli.train"} <= set(done.stdout.split())
