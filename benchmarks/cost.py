@@ -274,7 +274,7 @@ def _watched(args):
         learn.add_cb(GradCAMCallback(n=args.n, path=Path(folder) / "runs"))
         with learn.no_bar(), learn.no_logging():
             learn.fit(1)
-        x = learn.grad_cam._panel.x.to(args.device)
+        x = learn.grad_cam.panel.x.to(args.device)
 
         def forward():
             with torch.no_grad():
@@ -288,13 +288,13 @@ def frame(args, say):
     with _watched(args) as (callback, forward):
 
         def one():
-            callback._take(0, {})
+            callback._watcher.take(0, {})
 
         # Frames are taken an epoch apart: the one before is on the disk by then, and slows no forward pass.
         pairs = []
         for _ in range(args.runs):
             taken = clock(one, args.device)
-            callback._recorder.flush()
+            callback._watcher.writer.flush()
             pairs.append((taken, clock(forward, args.device)))
         each = sorted(a / b for a, b in pairs)
         seconds = statistics.median(a for a, _ in pairs)
@@ -407,12 +407,12 @@ def growth(args, say):
     "The cost of a frame at epoch 200 against epoch 2: for the training, and everything written but the report."
     with _watched(argparse.Namespace(**{**vars(args), "size": 64})) as (callback, _):
         training, written = [], []
-        refresh, callback._recorder.after_frame = callback._recorder.after_frame, None
+        refresh, callback._watcher.writer.after_frame = callback._watcher.writer.after_frame, None
         for epoch in range(200):
             start = time.perf_counter()
-            callback._take(epoch, {})
+            callback._watcher.take(epoch, {})
             training.append(time.perf_counter() - start)
-            callback._recorder.flush()
+            callback._watcher.writer.flush()
             written.append(time.perf_counter() - start)
         for what, took in (("on the training thread", training), ("everything written", written)):
             each = sorted(late / early for early, late in zip(took[1:21], took[-20:], strict=True))

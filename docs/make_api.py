@@ -77,7 +77,7 @@ def main(argv=None) -> int:
 def page() -> str:
     import fastai.vision.all  # noqa: F401  (the learner's methods are attached to fastai's classes)
 
-    import_module("fastai_gradcam._fastai.interpret")
+    import_module("fastai_gradcam.learner")
     parts = [HEAD]
     for heading, module, names in PAGES:
         home = import_module(f"fastai_gradcam.{module}")

@@ -32,7 +32,11 @@ _homes = {
 def __getattr__(name: str) -> Any:
     if name not in _homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_homes[name]}", __name__), name)
+    home = _homes[name]
+    if home in ("callback", "learner"):
+        # Whoever asks for a name that needs fastai finds `learn.gradcam` beside it.
+        import_module(".learner", __name__)
+    value = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value
 
@@ -43,4 +47,4 @@ def __dir__() -> list[str]:
 
 # `learn.gradcam` is there as soon as fastai and any name of this package are imported.
 if "fastai.learner" in sys.modules:
-    import_module("._fastai.interpret", __name__)
+    import_module(".learner", __name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-__all__ = ["GradCAMError", "GradCAMIndexError", "GradCAMTypeError", "NoRunError", "one_of", "reason_of"]
+__all__ = ["GradCAMError", "GradCAMIndexError", "GradCAMTypeError", "NoFileError", "NoRunError", "one_of", "reason_of"]
 
 
 class GradCAMError(ValueError):
@@ -28,10 +28,14 @@ class GradCAMIndexError(GradCAMError, IndexError):
     "A frame or an image that does not exist."
 
 
-class NoRunError(GradCAMError, FileNotFoundError):
-    "A folder without a run."
+class NoFileError(GradCAMError, FileNotFoundError):
+    "A file that does not exist."
 
     __str__ = ValueError.__str__
+
+
+class NoRunError(NoFileError):
+    "A folder without a run."
 
 
 def reason_of(error: BaseException) -> str:

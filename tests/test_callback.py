@@ -74,7 +74,7 @@ def tuned(image_folder, tmp_path_factory, request):
         masks=lambda file: (0, 0, 32, 64) if file.parent.name != "red" else None,
         name="tuned",
     )
-    return SimpleNamespace(learn=learn, run=run, panel=learn.grad_cam._panel, logs=learn.kept.logs)
+    return SimpleNamespace(learn=learn, run=run, panel=learn.grad_cam.panel, logs=learn.kept.logs)
 
 
 def test_fine_tune_has_a_frame_before_training_and_one_after_each_epoch_of_both_fits(tuned):
@@ -128,7 +128,7 @@ def test_maps_are_raw_and_at_the_layers_own_resolution(tuned):
         maps = tuned.run.maps(k)
         assert {name: m.shape for name, m in maps.items()} == {"0.2": (5, 4, 4), "0.1": (5, 8, 8)}
         assert all(m.dtype == np.float32 and m.min() >= 0 and np.isfinite(m).all() for m in maps.values())
-    last = gradcam(tuned.learn.model, tuned.panel.x, layer=["0.2", "0.1"], target=tuned.panel.y.long())
+    last = gradcam(tuned.learn.model, tuned.panel.x, layer=["0.2", "0.1"], target=tuned.panel.y[0].long())
     for stored, made in zip(tuned.run.maps(3).values(), last.maps, strict=True):
         assert np.allclose(stored, made.numpy(), rtol=1e-4, atol=1e-7) and stored.max() > 0
 
@@ -224,7 +224,7 @@ def test_grids_maps_and_rows_are_there_while_training_runs(image_folder, tmp_pat
         def before_batch(self):
             if self.training and self.iter == 0:
                 run = Run(tmp_path / "gradcam" / "live")
-                self.learn.grad_cam._recorder.flush()
+                self.learn.grad_cam.flush()
                 frames = run.frames
                 with Image.open(run.path / f"frames/frame-{frames[-1]['frame']:03d}.png") as page:
                     page.load()
@@ -350,7 +350,7 @@ def test_several_classes_per_image_have_a_row_and_a_map_each(target, image_folde
     assert len(history) == 12
     assert list(history.query("item == 0 and layer == '0.2'")["target"]) == ["red", "blue"]
     for k, label in enumerate(("red", "blue")):
-        alone = gradcam(learn.model, learn.grad_cam._panel.x, layer="0.2", target=run.vocab.index(label))
+        alone = gradcam(learn.model, learn.grad_cam.panel.x, layer="0.2", target=run.vocab.index(label))
         assert np.allclose(run.maps(1)["0.2"][:, k], alone.maps[0].numpy(), rtol=1e-4, atol=1e-7)
         rows = history[(history["target"] == label) & (history["layer"] == "0.2")]
         assert np.allclose(rows["evidence"], alone.maps[0].sum((1, 2)), rtol=1e-4)
@@ -364,7 +364,7 @@ def test_every_kind_of_target_is_explained(target, image_folder, tmp_path):
     learn = tiny_learner(image_folder, tmp_path)
     run = watch(learn, target=target)
     history = run.history
-    x = learn.grad_cam._panel.x
+    x = learn.grad_cam.panel.x
     wanted = gradcam(learn.model, x, layer="0.2", target=None if target in ("pred", None) else 1).maps[0]
     assert np.allclose(run.maps(1)["0.2"], wanted.numpy(), rtol=1e-4, atol=1e-7)
     if callable(target):
@@ -423,7 +423,7 @@ def test_two_learners_in_one_process_have_runs_of_their_own(image_folder, tmp_pa
     assert [run.layers for run in runs] == [["0.0"], ["0.1"]]
     for run, learn in zip(runs, learners, strict=True):
         assert run.path.is_relative_to(learn.path)
-        last = gradcam(learn.model, learn.grad_cam._panel.x, layer=run.layers, target=learn.grad_cam._panel.y.long())
+        last = gradcam(learn.model, learn.grad_cam.panel.x, layer=run.layers, target=learn.grad_cam.panel.y[0].long())
         assert np.allclose(run.maps(-1)[run.layers[0]], last.maps[0].numpy(), rtol=1e-4, atol=1e-6)
 
 

@@ -128,7 +128,7 @@ def _files(opened, run):
 
 def test_a_frame_writes_four_files_and_reads_none_of_the_data(watched, monkeypatch):
     # The report, which grows with the run, has a time of its own: see the next test.
-    monkeypatch.setattr("fastai_gradcam._run.publish.ReportRefresher.__call__", lambda self, recorder, frame: None)
+    monkeypatch.setattr("fastai_gradcam._watch.publish.ReportRefresher.__call__", lambda self, recorder, frame: None)
     learn, _, frames = watched(n=5)
     run = learn.grad_cam.run.path.resolve()
     for k, (_, _, _, opened) in enumerate(frames):

@@ -30,7 +30,7 @@ class Inventory(Callback):
 
     def after_epoch(self):
         # Behind the frames handed over: what is still being written is not a leak.
-        self.learn.grad_cam._recorder.flush()
+        self.learn.grad_cam.flush()
         if len(self.seen) in (SETTLED - 2, FRAMES - 2):
             gc.collect()
         modules = list(self.learn.model.modules())
@@ -47,7 +47,7 @@ class Inventory(Callback):
 @pytest.mark.skipif(not PROC.exists(), reason="reads memory and open files from /proc")
 def test_two_hundred_frames_leave_nothing_behind(image_folder, tmp_path, monkeypatch):
     # The report with each frame: else a timer makes it in the middle of the counting.
-    monkeypatch.setattr("fastai_gradcam._run.publish._RARELY", 0)
+    monkeypatch.setattr("fastai_gradcam._watch.publish._RARELY", 0)
     inventory = Inventory()
     learn = tiny_learner(image_folder, tmp_path, cbs=[GradCAMCallback(n=3, layer=[0, 2]), inventory])
     threads, files = threading.active_count(), len(os.listdir(PROC / "fd"))

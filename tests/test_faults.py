@@ -20,7 +20,9 @@ from torch import nn
 from training import differences, left_by, one_thread, tiny_learner  # noqa: F401
 
 import fastai_gradcam._run.writer
-import fastai_gradcam.callback
+import fastai_gradcam._watch.begin
+import fastai_gradcam._watch.core
+import fastai_gradcam._watch.look
 from fastai_gradcam import GradCAMCallback, Run
 
 EPOCHS = 3
@@ -177,7 +179,7 @@ def test_on_error_raise_at_frame_0_leaves_a_complete_run(learner, monkeypatch):
     def no_numbers(*args):
         raise ValueError("no numbers")
 
-    monkeypatch.setattr(fastai_gradcam.callback, "measure", no_numbers)
+    monkeypatch.setattr(fastai_gradcam._watch.look, "measure", no_numbers)
     learn = learner(GradCAMCallback(n=4, on_error="raise"))
     with pytest.raises(ValueError, match="no numbers"):
         learn.fit(1)
@@ -377,7 +379,7 @@ def test_a_vanished_folder_fails_frames_until_it_is_back(learner, left_without, 
         (tmp_path / "gradcam").rename(tmp_path / "away")
 
     def back(learn):
-        learn.grad_cam._recorder.flush()
+        learn.grad_cam.flush()
         (tmp_path / "away").rename(tmp_path / "gradcam")
 
     learn, told = watched(learner, At(1, vanish), At(2, back))
@@ -410,7 +412,7 @@ def test_on_error_raise_raises_what_the_disk_says(learner, monkeypatch):
 
 def test_a_failing_thread_is_a_warning(learner, left_without, monkeypatch):
     learn = learner(
-        At(1, lambda learn: monkeypatch.setattr(learn.grad_cam._recorder, "_submit", no_thread)), GradCAMCallback(n=2)
+        At(1, lambda learn: monkeypatch.setattr(learn.grad_cam._watcher.writer, "_submit", no_thread)), GradCAMCallback(n=2)
     )
     with pytest.warns(UserWarning, match="can't start new thread"):
         learn.fit(EPOCHS, 1e-2)
@@ -490,7 +492,7 @@ def test_a_model_whose_maps_change_size_goes_on(learner):
 def test_a_model_that_gives_other_outputs_fails_its_frames_only(learner):
     def spoil(learn):
 
-        learn.grad_cam._panel.x = learn.grad_cam._panel.x[:, :1]
+        learn.grad_cam.panel.x = learn.grad_cam.panel.x[:, :1]
 
     learn, told = watched(learner, At(1, spoil))
     assert len(told) == 2
@@ -695,11 +697,11 @@ def test_a_folder_that_is_no_run_is_left_alone(learner, tmp_path):
 
 
 def test_runs_that_start_in_the_same_second_have_their_own_folders(learner, tmp_path, monkeypatch):
-    monkeypatch.setattr(fastai_gradcam.callback.time, "strftime", lambda *a: "2026-01-01_00-00-00")
-    taken = fastai_gradcam.callback._timestamp(tmp_path / "gradcam")
+    monkeypatch.setattr(fastai_gradcam._watch.begin.time, "strftime", lambda *a: "2026-01-01_00-00-00")
+    taken = fastai_gradcam._watch.begin.timestamp(tmp_path / "gradcam")
     # The other process takes the name between the look and the making.
     names = iter([taken, taken, f"{taken}_2"])
-    monkeypatch.setattr(fastai_gradcam.callback, "_timestamp", lambda folder: next(names))
+    monkeypatch.setattr(fastai_gradcam._watch.begin, "timestamp", lambda folder: next(names))
     first, second = learner(GradCAMCallback(n=2)), learner(GradCAMCallback(n=2))
     first.fit(1)
     make = fastai_gradcam._run.writer.Recorder.create.__func__

@@ -56,7 +56,7 @@ def trained(shared_data, torch_home, tmp_path_factory):
 
         shutil.copytree(path / "gradcam", os.environ["KEEP_RUN"], dirs_exist_ok=True)
     run = Run(path / "gradcam" / "clothing")
-    return SimpleNamespace(learn=learn, run=run, history=run.history, panel=learn.grad_cam._panel)
+    return SimpleNamespace(learn=learn, run=run, history=run.history, panel=learn.grad_cam.panel)
 
 
 def test_the_run_is_finished_and_complete(trained):

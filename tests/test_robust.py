@@ -17,7 +17,7 @@ from report_fixture import make_run
 from training import Quiet, tiny_learner
 
 from fastai_gradcam import GradCAMCallback, Run
-from fastai_gradcam._run.publish import ReportRefresher
+from fastai_gradcam._watch.publish import ReportRefresher
 
 
 def fit(folder, path, **settings):

@@ -225,7 +225,7 @@ def test_several_classes_may_be_others_for_each_image_also_over_several_batches(
 def test_a_run_explains_each_image_by_its_own_class(colours, target):
     run = _fit(colours, n=3, target=target)
     assert run.history["target"].tolist() == ["red", "blue", "green"] * 2
-    x = colours.grad_cam._panel.x
+    x = colours.grad_cam.panel.x
     expected = gradcam(colours.model, x, target=torch.tensor([2, 0, 1]))
     assert np.allclose(run.maps(1)[run.layers[0]].reshape(3, 8, 8), expected.maps[0], atol=1e-6)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from fastai.torch_core import to_device
 from fastai.vision.core import PILMask
 from PIL import Image, ImageDraw
 
-from .items import as_list
+from .._errors import GradCAMError, GradCAMTypeError
+from .._watch.faults import warn
+from .._watch.tasks import as_list
 
 __all__ = ["Masks", "finder", "mask_of", "warn_of_shared", "warn_of_unseen"]
 
@@ -40,21 +41,21 @@ def finder(masks: Masks, items: int | None = None) -> Callable[[Any, str], Any] 
         return lambda item, name: next((masks[k] for k in _keys(item, name) if k in masks), None)
     if isinstance(masks, (str, Path)):
         if not Path(masks).is_dir():
-            raise ValueError(f"masks={str(masks)!r} is not a folder.")
+            raise GradCAMError(f"masks={str(masks)!r} is not a folder.")
         return _Folder(Path(masks))
     entries = list(masks) if isinstance(masks, (np.ndarray, torch.Tensor)) and masks.ndim else as_list(masks)
     if entries is None:
-        raise TypeError(
+        raise GradCAMTypeError(
             "masks must be a callable item -> mask, a folder, a mapping to masks or boxes, or a list with one for each of "
             f"items=, got {masks!r:.200}."
         )
     if items is None:
-        raise ValueError(
+        raise GradCAMError(
             f"masks is a list of {len(entries)}, and which images the panel takes is not said: give items=, one for each "
             "mask, or a callable item -> mask."
         )
     if len(entries) != items:
-        raise ValueError(
+        raise GradCAMError(
             f"masks has {len(entries)} entries for {items} items=: give one for each, None where there is none."
         )
     in_order = iter(entries)
@@ -79,11 +80,11 @@ def mask_of(
     try:
         value = find(item, name)
     except Exception as error:
-        raise ValueError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
+        raise GradCAMError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
     if value is None:
         return None
     if isinstance(value, (str, Path)) and _is_file_of(item, Path(value)):
-        raise ValueError(
+        raise GradCAMError(
             f"The mask of image {name!r} is the image itself: masks= gives the file {str(value)!r} for it."
         )
     if _no_boxes(value):
@@ -99,10 +100,9 @@ def warn_of_unseen(unseen: Sequence[str]) -> None:
     if not unseen:
         return
     listed = ", ".join(map(repr, unseen[:3])) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
-    warnings.warn(
+    warn(
         f"The mask is empty, as the model sees it, for {len(unseen)} of the panel's images: {listed}. Their mask_share stays "
         "undefined. Either there is no object (then [] says so), or the transforms cut it off.",
-        stacklevel=4,
     )
 
 
@@ -113,11 +113,10 @@ def warn_of_shared(find: Callable[[Any, str], Any] | None) -> None:
     )
     if shared:
         file, names = shared[0]
-        warnings.warn(
+        warn(
             f"{sum(len(names) for _, names in shared)} of the panel's images share a mask with another: "
             f"{' and '.join(map(repr, names[:2]))} both take {str(file)!r}. If each has its own, give the masks the images' "
             "relative paths, or say by a callable which belongs to which.",
-            stacklevel=4,
         )
 
 
@@ -171,9 +170,9 @@ def _through_pipeline(value: Any, dl: DataLoader, image: Any, name: str, size: S
     try:
         mask = _as_image(value, original)
     except Exception as error:
-        raise ValueError(f"The mask of image {name!r} cannot be read: {error}") from error
+        raise GradCAMError(f"The mask of image {name!r} cannot be read: {error}") from error
     if mask.size != tuple(original):
-        raise ValueError(
+        raise GradCAMError(
             f"The mask of image {name!r} is {mask.size[0]}×{mask.size[1]} pixels, its image {original[0]}×{original[1]}."
         )
     # fastai's transforms know masks by their type: cropped and warped with the image, never blended or normalised.
@@ -184,7 +183,7 @@ def _through_pipeline(value: Any, dl: DataLoader, image: Any, name: str, size: S
     seen = dl.after_batch(batch)[1]
     seen = torch.as_tensor(seen).reshape(seen.shape[-2:]).cpu().numpy() > 0
     if seen.shape != tuple(size):
-        raise ValueError(
+        raise GradCAMError(
             f"After the transforms, the mask of image {name!r} is {seen.shape[1]}×{seen.shape[0]} pixels and its image "
             f"{size[1]}×{size[0]}: one of the transforms does not know masks."
         )
@@ -206,7 +205,7 @@ def _as_image(value: Any, size: tuple[int, int]) -> Image.Image:
         if array.shape == (4,) or (array.ndim == 2 and array.shape[1] == 4 and tuple(array.shape) != size[::-1]):
             return _boxes(array.reshape(-1, 4), size)
     if array.ndim != 2:
-        raise ValueError(f"a mask is (H, W), a box (x0, y0, x1, y1) or a list of boxes, got shape {array.shape}")
+        raise GradCAMError(f"a mask is (H, W), a box (x0, y0, x1, y1) or a list of boxes, got shape {array.shape}")
     # A JPEG's black is not quite 0.
     return Image.fromarray((array > 127 if lossy else array != 0).astype(np.uint8))
 
@@ -215,7 +214,7 @@ def _boxes(boxes: np.ndarray, size: tuple[int, int]) -> Image.Image:
     # The one pixel in the corner is never an object; the whole of an image in shares often is.
     if (boxes >= 0).all() and (boxes <= 1).all():
         first = tuple(boxes[0].tolist())
-        raise ValueError(
+        raise GradCAMError(
             f"the box {first} seems to be in shares of the image (0…1); boxes are in pixels, here of {size[0]}×{size[1]}: "
             f"{tuple(round(v * s) for v, s in zip(first, size * 2, strict=True))}"
         )
@@ -223,6 +222,6 @@ def _boxes(boxes: np.ndarray, size: tuple[int, int]) -> Image.Image:
     draw = ImageDraw.Draw(mask)
     for x0, y0, x1, y1 in boxes.tolist():
         if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
-            raise ValueError(f"the box {(x0, y0, x1, y1)} does not lie in an image of {size[0]}×{size[1]} pixels")
+            raise GradCAMError(f"the box {(x0, y0, x1, y1)} does not lie in an image of {size[0]}×{size[1]} pixels")
         draw.rectangle((math.floor(x0), math.floor(y0), math.ceil(x1) - 1, math.ceil(y1) - 1), fill=1)
     return mask

@@ -1,51 +1,45 @@
-"""The fixed validation panel: the same images before training and after every epoch, decoded once."""
+"""The fixed validation panel of a learner: which images, and what is known of them."""
 
 from __future__ import annotations
 
 import random
 import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor
 
-from .items import encode, item_name, picture, read
+from .._errors import GradCAMError, GradCAMTypeError
+from .._watch.faults import warn
+from .._watch.nested import joined, mapped, tensors
+from .._watch.panel import Panel
+from .explain import Seen, see
+from .items import item_name
 from .masks import Masks, finder, mask_of, warn_of_shared, warn_of_unseen
 from .tasks import task_of
 
-__all__ = ["Panel", "build_panel"]
+__all__ = ["build_panel", "refuse_own_pictures"]
 
 # Labels are read to spread the panel over the classes; beyond this many, a sample of the items says enough.
 _MOST_LABELS_READ = 4096
 
 
 @dataclass
-class Panel:
-    """Images to watch: `x` `(n, C, H, W)` on the CPU as the model takes it, `y` the targets `(n, …)` or `None`.
+class _Chosen:
+    "The images of a panel: a loader, their indices in it, what each is in the data's own terms, and its name."
 
-    `names`, `labels` (`None` where unknown) and `images` (RGB, what the model sees) have one entry per image,
-    `masks` a boolean `(H, W)` array or `None` for each.
-    """
-
-    x: Tensor
-    y: Tensor | None
+    dl: DataLoader
+    indices: list[int]
+    sources: list[Any]
     names: list[str]
-    labels: list[str | None]
-    images: list[Image.Image]
-    masks: list[np.ndarray | None] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 def build_panel(
@@ -53,63 +47,75 @@ def build_panel(
 ) -> Panel:
     """The panel of `learn`: `items`, or `n` images of the validation set, spread over the classes by `seed`.
 
-    `items`: indices into the validation set, or items as its data source has them (paths, rows). Raises
-    `ValueError` for an empty panel, and for an image that cannot be read, with its name. A panel larger than the
-    validation set takes all of it, with a warning.
+    `items`: indices into the validation set, or items as its data source has them (paths, rows). Raises `GradCAMError`
+    for an empty panel, and for an image that cannot be read, with its name. A panel larger than the validation set
+    takes all of it, with a warning.
     """
     dls = _of_one_process(learn.dls)
-    valid = getattr(dls, "valid_ds", None)
-    if items is not None:
-        items = _listed(items, getattr(valid, "items", None), getattr(dls, "path", None))
-        if not items:
-            raise ValueError("items=[] leaves nothing to watch: give at least one image, or n= to choose for you.")
-    if items is not None and not all(map(_is_index, items)):
-        for i, item in enumerate(items):
-            if item is None or isinstance(item, (bool, float)) or _is_index(item):
-                raise TypeError(
-                    f"items must be indices into the validation set, or items as the data source has them (paths, rows), "
-                    f"all of one kind; items[{i}] is {item!r}."
-                )
-        dl, sources, indices = _loader_of(dls, items), items, list(range(len(items)))
-    else:
-        size = len(valid) if valid is not None else 0
-        if not size:
-            raise ValueError(
-                "The validation set is empty, so there is nothing to watch: give the DataLoaders a validation split, or "
-                "images with items=."
-            )
-        if not isinstance(dls.valid, DataLoader):
-            raise TypeError(
-                f"The validation data comes from a {type(dls.valid).__module__}.{type(dls.valid).__qualname__}; the panel "
-                "needs a fastai DataLoader, such as DataLoaders.from_dsets(train, valid) makes."
-            )
-        dl = dls.valid.new(shuffle=False, drop_last=False, num_workers=0)
-        indices = _checked(items, size) if items is not None else _spread(learn, n, seed)
-        all_items = getattr(valid, "items", None)
-        sources = [_at(all_items, i) for i in indices]
-    root = getattr(dls, "path", None)
-    names = [item_name(item, i, root) for item, i in zip(sources, indices, strict=True)]
-    find, batches, found = finder(masks, None if items is None else len(items)), [], []
+    chosen = _choose(learn, dls, n, items, seed)
+    find = finder(masks, None if items is None else len(chosen.names))
+    seen: list[Seen] = []
+    found: list[np.ndarray | None] = []
     unseen: list[str] = []
-    for item, index, name in zip(sources, indices, names, strict=True):
-        sample = read(dl, index, name)
-        batches.append(encode(dl, sample, name))
-        x = batches[-1][0] if isinstance(batches[-1], (tuple, list)) else batches[-1]
-        found.append(None if find is None else mask_of(find, item, name, sample, dl, x.shape[-2:], unseen))
+    for index, source, name in zip(chosen.indices, chosen.sources, chosen.names, strict=True):
+        one = see(chosen.dl, index, name)
+        size = tensors(one.x)[0].shape[-2:]
+        found.append(None if find is None else mask_of(find, source, name, one.sample, chosen.dl, size, unseen))
+        seen.append(one)
     if find is not None and all(mask is None for mask in found):
-        raise ValueError(f"masks has no mask for any image of the panel, such as {names[0]!r}.")
+        raise GradCAMError(f"masks has no mask for any image of the panel, such as {chosen.names[0]!r}.")
     warn_of_shared(find)
     warn_of_unseen(unseen)
-    inputs = [b[0] if isinstance(b, (tuple, list)) else b for b in batches]
-    shapes = {tuple(x.shape[1:]) for x in inputs}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"The panel's images have different sizes ({', '.join(map(str, sorted(shapes)))}): give the data block an item "
-            "transform that makes them one size, such as Resize."
+    y = _targets(seen)
+    return Panel(_inputs(seen), y, chosen.names, _labels(learn, y, len(seen)), [s.image for s in seen], found)
+
+
+def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int) -> _Chosen:
+    "`items`, or `n` images of the validation set."
+    valid, root = getattr(dls, "valid_ds", None), getattr(dls, "path", None)
+    if items is not None:
+        items = _listed(items, getattr(valid, "items", None), root)
+        if not items:
+            raise GradCAMError("items=[] leaves nothing to watch: give at least one image, or n= to choose for you.")
+        if not all(map(_is_index, items)):
+            _check_kinds(items)
+            names = [item_name(item, i, root) for i, item in enumerate(items)]
+            return _Chosen(_loader_of(dls, items), list(range(len(items))), items, names)
+    size = len(valid) if valid is not None else 0
+    if not size:
+        raise GradCAMError(
+            "The validation set is empty, so there is nothing to watch: give the DataLoaders a validation split, or "
+            "images with items=."
         )
-    x = torch.cat([x.detach().cpu().as_subclass(Tensor) for x in inputs])
-    y = _targets(batches)
-    return Panel(x, y, names, _labels(learn, y, len(x)), [picture(dl, b) for b in batches], found)
+    if not isinstance(dls.valid, DataLoader):
+        raise GradCAMTypeError(
+            f"The validation data comes from a {type(dls.valid).__module__}.{type(dls.valid).__qualname__}; the panel "
+            "needs a fastai DataLoader, such as DataLoaders.from_dsets(train, valid) makes."
+        )
+    dl = dls.valid.new(shuffle=False, drop_last=False, num_workers=0)
+    indices = _checked(items, size) if items is not None else _spread(learn, n, seed)
+    sources = [_at(getattr(valid, "items", None), i) for i in indices]
+    return _Chosen(dl, indices, sources, [item_name(s, i, root) for s, i in zip(sources, indices, strict=True)])
+
+
+def _check_kinds(items: Sequence[Any]) -> None:
+    for i, item in enumerate(items):
+        if item is None or isinstance(item, (bool, float)) or _is_index(item):
+            raise GradCAMTypeError(
+                "items must be indices into the validation set, or items as the data source has them (paths, rows), "
+                f"all of one kind; items[{i}] is {item!r}."
+            )
+
+
+def _inputs(seen: Sequence[Seen]) -> Any:
+    shapes = {tuple(tuple(t.shape[1:]) for t in tensors(s.x)) for s in seen}
+    if len(shapes) > 1:
+        sizes = ", ".join(" and ".join(map(str, shape)) for shape in sorted(shapes))
+        raise GradCAMError(
+            f"The panel's images have different sizes ({sizes}): give the data block an item transform that makes them "
+            "one size, such as Resize."
+        )
+    return joined([mapped(lambda t: t.detach().cpu().as_subclass(Tensor), s.x) for s in seen])
 
 
 def _of_one_process(dls: DataLoaders) -> DataLoaders:
@@ -154,10 +160,9 @@ def _loader_of(dls: DataLoaders, items: Sequence[Any]) -> DataLoader:
         return dl
     except Exception as error:
         reason = " ".join(str(error).split())
-        warnings.warn(
+        warn(
             f"The labels of items= could not be read ({type(error).__name__}: {reason}); the panel goes without. "
-            "target='true' needs labels: give items as the data source has them, or indices into the validation set.",
-            stacklevel=2,
+            "target='true' needs labels: give items as the data source has them, or indices into the validation set."
         )
         return dls.test_dl(items, num_workers=0, shuffle=False)
 
@@ -165,7 +170,7 @@ def _loader_of(dls: DataLoaders, items: Sequence[Any]) -> DataLoader:
 def _checked(indices: Sequence[int], size: int) -> list[int]:
     for i in indices:
         if not 0 <= i < size:
-            raise ValueError(f"items has index {i}, but the validation set has images 0 to {size - 1}.")
+            raise GradCAMError(f"items has index {i}, but the validation set has images 0 to {size - 1}.")
     return [int(i) for i in indices]
 
 
@@ -180,7 +185,7 @@ def _spread(learn: Learner, n: int, seed: int) -> list[int]:
     valid = learn.dls.valid_ds
     if n >= len(valid):
         if n > len(valid):
-            warnings.warn(f"The panel takes all {len(valid)} images of the validation set, not n={n}.", stacklevel=2)
+            warn(f"The panel takes all {len(valid)} images of the validation set, not n={n}.")
         label_of = _labels_to_spread_over(valid, 0)
         return sorted(range(len(valid)), key=lambda i: (label_of(i), i))
     shuffled = random.Random(seed).sample(range(len(valid)), len(valid))
@@ -213,17 +218,31 @@ def _labels_to_spread_over(dataset: Any, first: int) -> Callable[[int], str]:
     return (lambda index: "") if isinstance(label_of(first), Image.Image) else lambda index: str(label_of(index))
 
 
-def _targets(batches: Sequence[Any]) -> Tensor | None:
-    ys = [b[-1] for b in batches if isinstance(b, (tuple, list)) and len(b) > 1]
-    if len(ys) != len(batches) or not all(isinstance(y, Tensor) for y in ys):
-        return None
-    if len({tuple(y.shape) for y in ys}) > 1:
-        return None
-    return torch.cat([y.detach().cpu().as_subclass(Tensor) for y in ys])
+def _targets(seen: Sequence[Seen]) -> tuple[Tensor, ...]:
+    "Each target of all images; none where one is not a tensor, or they differ in shape."
+    each = [s.y for s in seen]
+    if not all(isinstance(y, Tensor) for ys in each for y in ys):
+        return ()
+    if len({tuple(tuple(y.shape) for y in ys) for ys in each}) > 1:
+        return ()
+    return joined([tuple(y.detach().cpu().as_subclass(Tensor) for y in ys) for ys in each])
 
 
-def _labels(learn: Learner, y: Tensor | None, n: int) -> list[str | None]:
-    if y is None:
+def _labels(learn: Learner, y: tuple[Tensor, ...], n: int) -> list[str | None]:
+    if not y:
         return [None] * n
     task = task_of(_of_one_process(learn.dls), learn.loss_func)
-    return [task.label(one) for one in y]
+    return [task.label(one) for one in y[0]]
+
+
+def refuse_own_pictures(learn: Learner) -> None:
+    "A run saved among the images is read as more of them by the next `get_image_files`."
+    for dataset in (getattr(learn.dls, "train_ds", None), getattr(learn.dls, "valid_ds", None)):
+        items = getattr(dataset, "items", None)
+        folders = {i.parent for i in (() if items is None or hasattr(items, "iloc") else items) if isinstance(i, Path)}
+        for folder in folders:
+            if (folder.parent / "run.json").exists() and folder.name in ("panel", "frames"):
+                raise GradCAMError(
+                    f"The learner's data holds pictures that a run of this callback saved: {str(folder)!r} is read as a "
+                    "class. Move the runs out of the images' folder, and give the callback path= elsewhere."
+                )

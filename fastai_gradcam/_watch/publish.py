@@ -1,4 +1,4 @@
-"""What a run shows of itself: the report while it grows, and its pictures when it ends."""
+"""Keeps `report.html` current during training, and draws the run's pictures at the end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import threading
 import time
 from pathlib import Path
 
+from .._run.writer import Frame, write_whole
+from .._run.writer import Recorder as Writer
 from ..run import Run
-from .writer import Frame, Recorder, write_whole
 
 __all__ = ["ReportRefresher", "publish"]
 
@@ -19,7 +20,7 @@ _RARELY = 10
 class ReportRefresher:
     """Keeps `report.html` of a growing run up to date, for a page that is reloaded while training goes on.
 
-    Called behind each frame, on the thread that writes the run, and takes at most a tenth of that thread's time,
+    Called after each frame, on the thread that writes the run, and takes at most a tenth of that thread's time,
     however long the run. A refresh that comes too soon is made up for as soon as it is due.
     """
 
@@ -29,13 +30,13 @@ class ReportRefresher:
         self._next = 0.0
         self._timer: threading.Timer | None = None
 
-    def __call__(self, recorder: Recorder, frame: Frame) -> None:
+    def __call__(self, writer: Writer, frame: Frame) -> None:
         self.stop()
         wait = self._next - time.monotonic()
         if wait <= 0:
             self._refresh()
             return
-        self._timer = threading.Timer(wait, recorder.behind, [self._refresh])
+        self._timer = threading.Timer(wait, writer.behind, [self._refresh])
         self._timer.daemon = True
         self._timer.start()
 

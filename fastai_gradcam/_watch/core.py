@@ -1,0 +1,262 @@
+"""`Watcher`: frames of one panel, taken of a model that trains, and written as a run; in any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet, ref
+
+import numpy as np
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from .._draw.notebook import NotebookGrid, in_notebook
+from .._engine.guard import unchanged
+from .._engine.layers import named_layers, unwrap
+from .._errors import GradCAMError, reason_of
+from .._run.writer import Frame
+from .._run.writer import Recorder as Writer
+from ..cam import CAMs, gradcam
+from ..run import Run
+from .begin import adopt, check_resumable, claim, create
+from .faults import Faults
+from .look import Look, in_chunks, losses
+from .nested import on_device_of, rows
+from .panel import Panel
+from .publish import ReportRefresher, publish
+from .settings import Logger, Settings
+from .tasks import Task
+
+__all__ = ["BEFORE_TRAINING", "Subject", "Watcher"]
+
+BEFORE_TRAINING = -1
+
+# Those in the middle of a training.
+_open: WeakSet[Watcher] = WeakSet()
+
+
+@dataclass
+class Subject:
+    """The model that is watched, as its training loop has it at the moment.
+
+    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss of each image.
+    `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
+    """
+
+    owner: ref[Any]
+    model: Callable[[], nn.Module]
+    loss: Callable[[], Any] = lambda: None
+    layers: Callable[[Any], list[str]] | None = None
+    loggers: Callable[[], list[Logger]] = list
+    arch: str | None = None
+
+
+@dataclass(eq=False)
+class Watcher:
+    """Takes frames and writes them as a run; whatever fails once a training has begun is kept from it.
+
+    `begin` once, `start` at each fit, `take` for each frame, `close` at the end of each fit.
+    """
+
+    subject: Subject
+    settings: Settings
+    faults: Faults
+    run: Run | None = None
+    fit: int = -1
+    layers: list[str] = field(default_factory=list)
+    _number: int = 0
+    _first: dict[str, np.ndarray] | None = None
+    _previous: dict[str, np.ndarray] | None = None
+    _shown: NotebookGrid | None = None
+
+    panel: Panel = field(init=False)
+    task: Task = field(init=False)
+    writer: Writer = field(init=False)
+    _refresher: ReportRefresher = field(init=False)
+
+    # --- before the first batch: whatever is wrong is said here
+
+    def begin(self, folder: Path, make: Callable[[], tuple[Panel, Task]]) -> None:
+        "Begin a run in `folder`, of the panel that `make()` gives, or resume one. Raises where a setting does not fit."
+        s = self.settings
+        model = self.subject.model()
+        if any(map(is_lazy, model.parameters())):
+            raise GradCAMError(
+                "The model has lazy layers, whose shapes the first batch decides: pass one through the model before "
+                "training, so that the panel does not."
+            )
+        with self._guarded():
+            path, exists = claim(folder, s.name, s.resume, self.subject.owner())
+            if exists and any(w.run is not None and w.run.path == path for w in _open):
+                raise GradCAMError(f"Another callback is writing the run {path.name!r}: give each a name= of its own.")
+            self.panel, self.task = make()
+            self._target(slice(0, len(self.panel)))
+            # Named once, so that all frames show the same layer, also after the network has changed.
+            named = self.subject.layers or (lambda layer: [name for name, _ in named_layers(unwrap(model), layer)])
+            layers = None if s.layer is None else named(s.layer)
+            # One small look shows whether layer, target and method fit this model.
+            probe = self._cams(slice(0, min(2, len(self.panel))), layers)
+            self.layers = probe.layers
+            _check_shapes(probe)
+            if exists:
+                self._resume(Run(path))
+            else:
+                self.writer = create(path, s.name is not None, self._create)
+            self.run = Run(self.writer.path)
+            self.writer.after_frame = self._refresher = ReportRefresher(self.writer.path)
+            adopt(self.writer.path, self.subject.owner())
+
+    def _create(self, path: Path) -> Writer:
+        p = self.panel
+        return Writer.create(
+            path,
+            settings=self.settings.plain(),
+            arch=self.subject.arch or type(unwrap(self.subject.model())).__name__,
+            layers=self.layers,
+            vocab=self.task.vocab,
+            names=p.names,
+            labels=p.labels,
+            images=p.images,
+            masks=p.masks,
+        )
+
+    def _resume(self, run: Run) -> None:
+        asked, p = self.settings.plain(), self.panel
+        now = {"panel images": p.names, "layers": self.layers, "classes": self.task.vocab}
+        sizes = [list(image.size) for image in p.images]
+        check_resumable(run, {**now, "panel sizes": sizes, **{k: asked.get(k) for k in ("target", "method")}})
+        self.writer = Writer.resume(run.path, run.info, p.images)
+        frames = run.frames
+        self._number = 1 + max((f["frame"] for f in frames), default=-1)
+        self.fit = max((f["fit"] for f in frames), default=-1)
+        complete = [f["frame"] for f in frames if f["status"] == "ok"]
+        if complete:
+            self._first, self._previous = run.maps(complete[0]), run.maps(complete[-1])
+
+    def start(self) -> None:
+        "A fit begins: the run is running, and its very first frame is taken."
+        self.fit += 1
+        if self.fit and self._number:
+            with self.faults.harmless("going on with the run"):
+                self.writer.set_status("running")
+        # A new picture for each fit: it belongs below the progress table of the cell that runs it.
+        show = self.settings.show
+        self._shown = NotebookGrid() if (in_notebook() if show is None else show) else None
+        _open.add(self)
+        if self._number == 0:
+            self.take(BEFORE_TRAINING, {})
+
+    # --- a frame
+
+    def take(self, epoch: int, metrics: dict[str, float | None]) -> None:
+        "One frame of the panel, whatever happens."
+        frame = Frame(self._number, self.fit, epoch, metrics)
+        failure = None
+        try:
+            with self._guarded():
+                self._fill(frame)
+        except self.faults.passing:
+            raise
+        except Exception as error:
+            failure, frame.error = error, reason_of(error)
+            frame.maps, frame.rows = {}, []
+        self._number += 1
+        with self.faults.harmless(f"writing frame {frame.frame}"):
+            self.writer.add(frame)
+            if self.faults.raising:
+                self.writer.flush()
+        if failure is not None:
+            self.faults.failed(f"frame {frame.frame}", failure)
+        else:
+            self._publish(frame)
+        self.faults.report(self.writer.take_errors())
+
+    def _fill(self, frame: Frame) -> None:
+        "The frame's maps and rows."
+        panel = self.panel
+        look = Look.of(in_chunks(len(panel), lambda part: self._cams(part, self.layers)))
+        loss = losses(self.subject.loss(), look.output, panel)
+        rows_ = look.rows(panel, self.task, self.settings.target, loss, self._previous, self._first)
+        place = {"frame": frame.frame, "fit": frame.fit, "epoch": frame.epoch}
+        frame.maps, frame.rows = look.maps, [place | row for row in rows_]
+        self._previous = look.maps
+        self._first = self._first if self._first is not None else look.maps
+
+    def _cams(self, part: slice, layers: list[str] | None) -> CAMs:
+        model = unwrap(self.subject.model())
+        x = on_device_of(model, rows(self.panel.x, part))
+        return gradcam(model, x, layer=layers, target=self._target(part), method=self.settings.method)
+
+    def _target(self, part: slice) -> Any:
+        "The engine's target for a part of the panel. Raises where it does not fit the data."
+        asked, panel = self.settings.target, self.panel
+        if asked is None or (isinstance(asked, str) and asked == "pred"):
+            return self.task.pred()
+        if isinstance(asked, str) and asked == "true":
+            return self.task.true(panel.y[0][part] if panel.y else None)
+        return self.task.target(asked, len(panel), part)
+
+    def _publish(self, frame: Frame) -> None:
+        "Loggers and the notebook get the frame, once its files are there."
+        loggers, run = [*(self.settings.loggers or ()), *self.subject.loggers()], self.run
+        if run is None or not (loggers or self._shown is not None):
+            return
+        self.writer.flush()
+        # Where the files could not be written, that is the one thing to say.
+        if not self.writer.has(frame.frame):
+            return
+        for logger in loggers:
+            self._log(logger, run, frame)
+        if self._shown is not None:
+            with self.faults.harmless(f"showing frame {frame.frame}"):
+                self._shown.show(run.grid(frame.frame))
+
+    def _log(self, logger: Logger, run: Run, frame: Frame) -> None:
+        name = getattr(logger, "__name__", None) or type(logger).__name__
+        with self.faults.harmless(f"logger {name} at frame {frame.frame}"):
+            try:
+                with self._guarded():
+                    logger(run, frame.entry())
+            except self.faults.passing:
+                raise
+            except Exception as error:
+                self.writer.note(frame.frame, f"logger {name}: {reason_of(error)}")
+                raise
+
+    def _guarded(self) -> AbstractContextManager[None]:
+        "Leaves the model and the loss function as they are, and the random number generators."
+        loss = self.subject.loss()
+        return unchanged(unwrap(self.subject.model()), loss, getattr(loss, "func", None))
+
+    # --- the end of a fit
+
+    def flush(self) -> None:
+        "Wait until every frame taken so far is on the disk, or has failed."
+        self.writer.flush()
+
+    def close(self, status: str) -> None:
+        "All frames on the disk, the run's status set, the writing thread ended. `start` opens the run again."
+        _open.discard(self)
+        # What interrupts the training is on its way to the user: nothing of ours takes its place.
+        raising = None if status == "finished" else False
+        with self.faults.harmless("closing the run", raising):
+            # Flush first: until the last frame is written, the writer may still schedule a refresh.
+            self.writer.flush()
+            self._refresher.stop()
+            self.writer.close(status)
+        with self.faults.harmless("drawing the run", raising):
+            publish(self.writer.path)
+        self.faults.report(self.writer.take_errors(), raising)
+
+
+def _check_shapes(cams: CAMs) -> None:
+    for name, maps in zip(cams.layers, cams.maps, strict=True):
+        per_image = 1 + (cams.target is not None and cams.target.ndim == 2)
+        if maps.ndim - per_image not in (2, 3):
+            raise GradCAMError(
+                f"Layer {name!r} gives maps of shape {tuple(maps.shape[per_image:])}; the callback draws (h, w), and "
+                "(d, h, w) as slices."
+            )

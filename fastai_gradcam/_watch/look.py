@@ -1,0 +1,138 @@
+"""One look at the panel: the model's maps, answers and losses, as the maps and rows of a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cam import CAMs
+from ..measures import measure
+from ..render import slices
+from .nested import joined, mapped, rows, tensors
+from .panel import Panel
+from .tasks import Task
+
+__all__ = ["Look", "in_chunks", "losses"]
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+@dataclass
+class Look:
+    """What the model said of the panel, and why.
+
+    `maps`: for each layer `(n, h, w)`, or `(n, K, h, w)` for K classes per image. `negative`: for each layer
+    `(n,)` or `(n, K)`. `output`: the model's output for the whole panel. `target`: `(n,)` or `(n, K)`, or `None`.
+    """
+
+    maps: dict[str, np.ndarray]
+    negative: dict[str, np.ndarray]
+    output: Any
+    target: Tensor | None
+
+    @classmethod
+    def of(cls, parts: list[CAMs]) -> Look:
+        "Neighbouring parts of the panel as a whole."
+        names = parts[0].layers
+        several = parts[0].target is not None and parts[0].target.ndim == 2
+        maps = {name: np.concatenate([_numpy(p.maps[i]) for p in parts]) for i, name in enumerate(names)}
+        negative = {name: np.concatenate([_numpy(p.negative_share[i]) for p in parts]) for i, name in enumerate(names)}
+        targets = [p.target for p in parts if p.target is not None]
+        # A run holds pictures. A volume is kept as the slices that are drawn, and measured on them.
+        flat = {name: slices(m) if m.ndim - several == 4 else m for name, m in maps.items()}
+        return cls(flat, negative, joined([p.output for p in parts]), torch.cat(targets) if targets else None)
+
+    def rows(
+        self,
+        panel: Panel,
+        task: Task,
+        asked: Any,
+        loss: list[float | None],
+        previous: dict[str, np.ndarray] | None,
+        first: dict[str, np.ndarray] | None,
+    ) -> list[dict[str, Any]]:
+        "The rows of `history.csv`, without the frame: one per image, layer and class."
+        about = self._about(panel, task, asked, loss)
+        made = []
+        for item in range(len(panel)):
+            for layer, maps in self.maps.items():
+                for k in range(maps.shape[1] if maps.ndim == 4 else 1):
+                    at = (item, k) if maps.ndim == 4 else (item,)
+                    numbers = measure(
+                        maps[at],
+                        float(self.negative[layer][at]),
+                        None if previous is None else previous[layer][at],
+                        None if first is None else first[layer][at],
+                        panel.masks[item],
+                    )
+                    made.append({"item": item, "layer": layer, **about(item, k), **numbers})
+        return made
+
+    def _about(
+        self, panel: Panel, task: Task, asked: Any, loss: list[float | None]
+    ) -> Callable[[int, int], dict[str, Any]]:
+        "The columns about the prediction, for image `item` and its `k`-th class."
+        answers = task.answers(self.output, panel.y[0] if panel.y else None)
+        probs = None if self.target is None else task.probabilities(self.output)
+        classes = None if self.target is None else _numpy(self.target).reshape(len(panel), -1)
+
+        def about(item: int, k: int) -> dict[str, Any]:
+            row: dict[str, Any] = {"label": panel.labels[item], "loss": loss[item], "correct": None}
+            if classes is not None:
+                row["target"] = task.name(int(classes[item, k]), self.output)
+                row["prob"] = None if probs is None else float(probs[item, classes[item, k]])
+            else:
+                row["target"] = task.in_words(asked, item, len(panel))
+            if answers is not None:
+                answer = answers[item]
+                row |= {"pred": answer.pred, "pred_prob": answer.pred_prob, "correct": answer.correct}
+            return row
+
+        return about
+
+
+def in_chunks(n: int, cams: Callable[[slice], CAMs]) -> list[CAMs]:
+    "The `n` images of the panel in one batch, or in smaller and smaller ones while the device runs out of memory."
+    size = n
+    while True:
+        try:
+            return [cams(slice(i, min(i + size, n))) for i in range(0, n, size)]
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not _out_of_memory(error):
+                raise
+        size = (size + 1) // 2
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch has a class for the accelerators' memory, but only words for the CPU's and for cuBLAS and cuDNN.
+    kinds = (torch.cuda.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def losses(loss: Any, output: Any, panel: Panel) -> list[float | None]:
+    "The loss of each image by the training's own loss function, `None` where it has none per image."
+    n = len(panel)
+    if loss is None or not panel.y:
+        return [None] * n
+    try:
+        output = mapped(lambda t: t.float() if t.is_floating_point() else t, output)
+        device = tensors(output)[0].device
+        ys = [y.to(device) for y in panel.y]
+        each: list[float | None] = [
+            float(loss(rows(output, slice(i, i + 1)), *(y[i : i + 1] for y in ys))) for i in range(n)
+        ]
+    except Exception:
+        # A loss of the user's own may need more than predictions and targets.
+        return [None] * n
+    return each
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy() if x.is_floating_point() else x.detach().cpu().numpy()

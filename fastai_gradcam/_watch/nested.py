@@ -1,0 +1,69 @@
+"""Inputs and outputs of several parts: tuples, lists and dicts of tensors that have a row for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["first_parameter", "joined", "mapped", "on_device_of", "rows", "tensors"]
+
+
+def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
+    "`value` with `change(tensor)` in the place of each tensor; all else stays."
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: mapped(change, v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(change, v) for v in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(mapped(change, v) for v in value)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    "All tensors of `value`, in order."
+    found: list[Tensor] = []
+    mapped(found.append, value)
+    return found
+
+
+def rows(value: Any, part: slice) -> Any:
+    "Some of the images of a batch."
+    return mapped(lambda t: t[part] if t.ndim else t, value)
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    "Neighbouring parts of one batch as a whole."
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts)) if first.ndim else first
+    if isinstance(first, Mapping):
+        return {k: joined([p[k] for p in parts]) for k in first}
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(joined(list(p)) for p in zip(*parts, strict=True)))
+    if isinstance(first, (tuple, list)):
+        return type(first)(joined(list(p)) for p in zip(*parts, strict=True))
+    return first
+
+
+def first_parameter(model: nn.Module) -> Tensor | None:
+    return next((p for p in model.parameters() if p.is_floating_point()), None)
+
+
+def on_device_of(model: nn.Module, x: Any) -> Any:
+    "`x` as plain tensors on the device of `model`, floats in the type of its parameters; integers stay integers."
+    like = first_parameter(model)
+
+    def move(t: Tensor) -> Tensor:
+        t = t.as_subclass(Tensor)
+        if like is None:
+            return t
+        return t.to(like.device, like.dtype) if t.is_floating_point() else t.to(like.device)
+
+    return mapped(move, x)
