@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from .hooks import Hook, HookBwd
     from .learner import CAM
     from .run import Run
+    from .watch import Watch
 
-__all__ = ["CAM", "CAMs", "GradCAMCallback", "GradCAMError", "Hook", "HookBwd", "Run", "gradcam"]
+__all__ = ["CAM", "CAMs", "GradCAMCallback", "GradCAMError", "Hook", "HookBwd", "Run", "Watch", "gradcam"]
 
 # A run can be read, and its report made, on a machine without torch: each name is imported when it is asked for.
 _homes = {
@@ -25,6 +26,7 @@ _homes = {
     "Hook": "hooks",
     "HookBwd": "hooks",
     "Run": "run",
+    "Watch": "watch",
     "gradcam": "cam",
 }
 

@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import ref
 
 import fastai.callback.core as fastai_callbacks
-import numpy as np
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import rank_distrib
 from torch import Tensor
 
 from ._errors import GradCAMError
-from ._fastai.explain import resolve_layer
 from ._fastai.fits import armed, watch_fits
 from ._fastai.masks import Masks
 from ._fastai.panel import build_panel, refuse_own_pictures
 from ._fastai.phases import Phase, Phases
+from ._fastai.subject import metrics_of, subject_of
 from ._fastai.tasks import task_of
-from ._watch.core import Subject, Watcher
+from ._watch.core import Watcher
 from ._watch.faults import Faults, warn
 from ._watch.panel import Panel
 from ._watch.settings import Settings
-from .loggers import loggers_of
 from .run import Run
 
 __all__ = ["GradCAMCallback"]
@@ -104,7 +101,7 @@ class GradCAMCallback(Callback):
 
     # fastai pickles callbacks with the learner: settings go along, the panel, the run and open files do not.
     def __getstate__(self) -> dict[str, Any]:
-        asked = self._settings.asked or {}
+        asked = self._settings.asked
         left = [k for k, v in asked.items() if v is not None and (k in _NOT_EXPORTED or callable(v))]
         return {
             "learn": self.learn,
@@ -135,6 +132,11 @@ class GradCAMCallback(Callback):
     def panel(self) -> Panel | None:
         "The images that are watched, as the model takes them (`panel.x`); `None` before the first training."
         return self._watcher.panel if self._watcher is not None else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        "What the callback was asked for."
+        return self._settings.asked
 
     def flush(self) -> None:
         "Wait until every frame taken so far is on the disk."
@@ -171,7 +173,7 @@ class GradCAMCallback(Callback):
     def after_epoch(self) -> None:
         if self._phases.on("after_epoch") != (Phase.EPOCH, Phase.BETWEEN):
             return
-        self._due = (self._epoch, self._metrics())
+        self._due = (self._epoch, metrics_of(self.learn))
         if self._epoch == self.learn.n_epoch - 1 or (self._epoch + 1) % self._settings.every == 0:
             self._take()
 
@@ -199,27 +201,18 @@ class GradCAMCallback(Callback):
         "Begin a run, or go on with the one of this learner. Raises where a setting does not fit."
         if self.trains(self.learn):
             return
-        learn, self._watcher = self.learn, None
+        learn, asked, self._watcher = self.learn, self._settings.asked, None
         if self._left:
             warn(
                 f"GradCAMCallback: {', '.join(self._left)} did not travel with the exported learner; the defaults are "
                 "used."
             )
-        arch = getattr(learn, "arch", None)
-        subject = Subject(
-            owner=ref(learn),
-            model=lambda: self.learn.model,
-            loss=lambda: self._loss_func,
-            layers=lambda layer: resolve_layer(self.learn, layer),
-            loggers=lambda: loggers_of(self.learn),
-            arch=getattr(arch, "__name__", None) or (arch if isinstance(arch, str) else None),
-        )
+        subject = subject_of(lambda: self.learn, lambda: self._loss_func)
         watcher = Watcher(subject, self._settings, self._faults)
-        own = {k: v for k, v in (self._settings.asked or {}).items() if k in _OWN}
 
         def panel() -> Any:
             refuse_own_pictures(learn)
-            return build_panel(learn, **own), task_of(learn.dls, self._loss_func)
+            return build_panel(learn, **{k: asked[k] for k in _OWN}), task_of(learn.dls, self._loss_func)
 
         path = self._settings.path
         watcher.begin(Path(path) if path is not None else Path(learn.path) / "gradcam", panel)
@@ -234,20 +227,6 @@ class GradCAMCallback(Callback):
         armed.discard(self)
         if self._watcher is not None:
             self._watcher.close(status)
-
-    def _metrics(self) -> dict[str, float | None]:
-        "The epoch's losses and metrics, as the progress table has them."
-        recorder = getattr(self.learn, "recorder", None)
-        if recorder is None:
-            return {}
-        shown = {}
-        for name, value in zip(recorder.metric_names, recorder.log, strict=False):
-            if name in ("epoch", "time"):
-                continue
-            number = isinstance(value, (int, float, np.number, Tensor)) and np.size(value) == 1
-            # JSON has no NaN.
-            shown[name] = float(value) if number and np.isfinite(float(value)) else None
-        return shown
 
 
 watch_fits()

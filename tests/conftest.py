@@ -162,3 +162,15 @@ def make_learner(image_folder, tmp_path):
         return vision_learner(dls, arch, **kwargs)
 
     return make
+
+
+@pytest.fixture
+def learner(image_folder, tmp_path):
+    "`learner(*callbacks, **settings)`: a tiny learner; its runs, if any, lie under its own path."
+    from training import Quiet, tiny_learner
+
+    def make(*cbs, **settings):
+        with Quiet():
+            return tiny_learner(image_folder, tmp_path, cbs=cbs, **settings)
+
+    return make

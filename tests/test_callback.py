@@ -29,7 +29,7 @@ from fastai.vision.all import (
 )
 from PIL import Image
 from torch import nn
-from training import Quiet, one_thread, tiny, tiny_learner  # noqa: F401
+from training import Quiet, one_thread, tiny, tiny_learner, watch  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback, Run, gradcam
 from fastai_gradcam._run.writer import heading
@@ -52,14 +52,6 @@ class Kept(Callback):
 
     def after_epoch(self):
         self.logs.append(dict(zip(self.recorder.metric_names, self.recorder.log, strict=False)))
-
-
-def watch(learn, fit=lambda learn: learn.fit(1, 1e-2), **settings):
-    "The learner's run after `fit`."
-    learn.add_cb(GradCAMCallback(**{"n": 4, "show": False, **settings}))
-    with Quiet():
-        fit(learn)
-    return learn.grad_cam.run
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from fastai.callback.core import CancelFitException
 from fastai.vision.all import Callback
 from PIL import Image
 from torch import nn
-from training import differences, left_by, one_thread, tiny_learner  # noqa: F401
+from training import assert_whole, differences, heard, left_by, one_thread, statuses, tiny_learner  # noqa: F401
 
 import fastai_gradcam._run.writer
 import fastai_gradcam._watch.begin
@@ -26,11 +26,6 @@ import fastai_gradcam._watch.look
 from fastai_gradcam import GradCAMCallback, Run
 
 EPOCHS = 3
-
-
-@pytest.fixture
-def learner(image_folder, tmp_path):
-    return lambda *cbs, **settings: tiny_learner(image_folder, tmp_path, cbs=cbs, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +46,7 @@ def left_without(image_folder, tmp_path_factory):
 def watched(learner, *others, epochs=EPOCHS, **settings):
     "A training with the callback: the learner, and the warnings that the callback gave."
     learn = learner(*others, GradCAMCallback(**{"n": 4, **settings}))
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        learn.fit(epochs, 1e-2)
-    return learn, [str(w.message) for w in heard if "GradCAMCallback" in str(w.message)]
-
-
-def statuses(run):
-    return [f["status"] for f in run.frames]
-
-
-def assert_whole(path):
-    "Every file is readable; each frame that is listed has grid, maps and rows, each that failed has none of them."
-    run = Run(path)
-    for frame in run.frames:
-        number, ok = frame["frame"], frame["status"] == "ok"
-        assert (path / f"frames/frame-{number:03d}.png").exists() == ok
-        assert (path / f"maps/frame-{number:03d}.npz").exists() == ok
-        assert ok or frame["error"]
-        if ok:
-            run.grid(number)
-            run.maps(number)
-    complete = {f["frame"] for f in run.frames if f["status"] == "ok"}
-    assert set(run.history.frame) == complete
-    if complete:
-        assert set(run.history.groupby("frame").size()) == {len(run.panel) * len(run.layers)}
-    for item in range(len(run.panel)):
-        run.image(item)
-    return run
+    return learn, heard(learn, lambda learn: learn.fit(epochs, 1e-2))
 
 
 class At(Callback):
@@ -128,10 +96,7 @@ def test_a_failure_in_a_frame_is_one_warning_and_a_failed_frame(error, reason, l
     score = failing_once(error)
     learn = learner(GradCAMCallback(n=4, target=score))
     score.learn = learn
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        learn.fit(EPOCHS, 1e-2)
-    told = [str(w.message) for w in heard if "GradCAMCallback" in str(w.message)]
+    told = heard(learn, lambda learn: learn.fit(EPOCHS, 1e-2))
     assert len(told) == 1
     assert reason in told[0] and "frame 2" in told[0]
     run = assert_whole(learn.grad_cam.run.path)
@@ -327,13 +292,13 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_fails_frames_until_there_is_room_again(learner, left_without, small_disk):
     def fill(learn):
-        learn.grad_cam.run.frames  # noqa: B018  (behind the frames handed over)
+        learn.grad_cam.flush()
         with open(small_disk / "ballast", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"0" * 4096)
 
     def clear(learn):
-        learn.grad_cam.run.frames  # noqa: B018
+        learn.grad_cam.flush()
         (small_disk / "ballast").unlink()
 
     learn, told = watched(learner, At(1, fill), At(2, clear), path=small_disk, n=2)
@@ -345,7 +310,7 @@ def test_a_full_disk_fails_frames_until_there_is_room_again(learner, left_withou
 
 def test_a_disk_that_stays_full_leaves_what_was_there_readable(learner, left_without, small_disk):
     def fill(learn):
-        learn.grad_cam.run.frames  # noqa: B018
+        learn.grad_cam.flush()
         with open(small_disk / "ballast", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"0" * 4096)
@@ -375,7 +340,7 @@ def test_a_disk_full_before_training_is_told_before_the_first_batch(learner, mon
 
 def test_a_vanished_folder_fails_frames_until_it_is_back(learner, left_without, tmp_path):
     def vanish(learn):
-        learn.grad_cam.run.frames  # noqa: B018
+        learn.grad_cam.flush()
         (tmp_path / "gradcam").rename(tmp_path / "away")
 
     def back(learn):
@@ -412,7 +377,8 @@ def test_on_error_raise_raises_what_the_disk_says(learner, monkeypatch):
 
 def test_a_failing_thread_is_a_warning(learner, left_without, monkeypatch):
     learn = learner(
-        At(1, lambda learn: monkeypatch.setattr(learn.grad_cam._watcher.writer, "_submit", no_thread)), GradCAMCallback(n=2)
+        At(1, lambda learn: monkeypatch.setattr(learn.grad_cam._watcher.writer, "_submit", no_thread)),
+        GradCAMCallback(n=2),
     )
     with pytest.warns(UserWarning, match="can't start new thread"):
         learn.fit(EPOCHS, 1e-2)
@@ -569,34 +535,6 @@ WRONG = {
 def test_a_wrong_setting_is_refused_at_once(setting, value):
     with pytest.raises((ValueError, TypeError), match=setting):
         GradCAMCallback(**{setting: value})
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"layer": 9}, "layer 9 does not exist"),
-        ({"layer": "0.7.x"}, "0.7.x"),
-        ({"layer": "1.8"}, "no space"),
-        ({"target": "purple"}, "purple"),
-        ({"target": 12}, "out of range"),
-        ({"target": []}, "target"),
-        ({"target": lambda output: output.sum()}, "one score per image"),
-        ({"method": lambda A, G: A}, "must return maps"),
-        ({"items": []}, "items"),
-        ({"items": [99]}, "index 99"),
-        ({"masks": "nowhere"}, "nowhere"),
-        ({"masks": lambda item: 1 / 0}, "ZeroDivisionError"),
-    ],
-)
-def test_a_setting_that_does_not_fit_is_refused_before_the_first_batch(settings, words, learner, tmp_path):
-    batches = []
-    learn = learner(GradCAMCallback(**settings), Callback(before_batch=lambda self: batches.append(1)))
-    with pytest.raises((ValueError, TypeError), match=words):
-        learn.fit(1)
-    assert batches == []
-    assert not list(tmp_path.glob("gradcam/*"))
-    learn.remove_cb(GradCAMCallback)
-    learn.fit(1)
 
 
 def test_lazy_layers_are_refused_before_the_first_batch(learner):

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 from fastai.vision.all import ClassificationInterpretation
-from training import Quiet, differences, state_around, tiny_learner
+from training import Quiet, differences, state_around
 
 from fastai_gradcam.learner import CAMList
 
 
 @pytest.fixture
-def learn(image_folder, tmp_path):
-    with Quiet():
-        return tiny_learner(image_folder, tmp_path)
+def learn(learner):
+    return learner()
 
 
 def test_show_gradcam_shows_validation_images_with_their_labels(learn):

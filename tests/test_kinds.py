@@ -3,23 +3,14 @@
 import pytest
 from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, L, Learner, Resize, get_image_files
 from PIL import Image
-from training import Quiet, tiny, tiny_learner
+from training import Quiet, tiny, watch
 
-from fastai_gradcam import GradCAMCallback
 from fastai_gradcam.learner import CAMList
 
 
 @pytest.fixture
-def learn(image_folder, tmp_path):
-    with Quiet():
-        return tiny_learner(image_folder, tmp_path)
-
-
-def fit(learn, **settings):
-    learn.add_cb(GradCAMCallback(**settings))
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(1)
-    return learn.grad_cam.run
+def learn(learner):
+    return learner()
 
 
 def test_a_list_of_fastais_own_kind_is_a_list_of_items(learn, image_folder):
@@ -33,7 +24,7 @@ def test_the_vocabulary_and_an_L_of_labels_are_several_classes(learn):
     item = learn.dls.valid_ds.items[0]
     assert [c.label for c in learn.gradcam(item, target=learn.dls.vocab)] == list(learn.dls.vocab)
     assert [c.label for c in learn.gradcam(item, target=L(*learn.dls.vocab[:2]))] == list(learn.dls.vocab[:2])
-    run = fit(learn, n=2, target=learn.dls.vocab)
+    run = watch(learn, n=2, target=learn.dls.vocab)
     assert list(run.history["target"].unique()) == list(learn.dls.vocab)
 
 
@@ -48,7 +39,7 @@ def test_an_image_of_no_known_class_is_watched_for_its_prediction(learn, tmp_pat
     stranger = tmp_path / "elsewhere" / "stranger.png"
     Image.effect_noise((40, 40), 60).convert("RGB").save(stranger)
     with pytest.warns(UserWarning, match="The labels of items= could not be read"):
-        run = fit(learn, items=[stranger], target="pred")
+        run = watch(learn, items=[stranger], target="pred")
     assert run.panel[0]["label"] is None
     assert (run.history["target"] == run.history["pred"]).all()
 
@@ -57,7 +48,7 @@ def test_an_image_of_no_known_class_is_watched_for_its_prediction(learn, tmp_pat
 def test_items_of_no_kind_are_named(learn, wrong):
     item = learn.dls.valid_ds.items[0]
     with pytest.raises(TypeError, match=rf"items\[1\] is {wrong!r}"):
-        fit(learn, items=[item, wrong])
+        watch(learn, items=[item, wrong])
 
 
 def test_pictures_of_a_run_among_the_images_are_refused_before_training(image_folder, tmp_path):
@@ -73,7 +64,7 @@ def test_pictures_of_a_run_among_the_images_are_refused_before_training(image_fo
     with Quiet():
         learn = Learner(dls, tiny(), loss_func=CrossEntropyLossFlat(), path=tmp_path)
     with pytest.raises(ValueError, match="holds pictures that a run of this callback saved"):
-        fit(learn, n=2)
+        watch(learn, n=2)
 
 
 def test_a_missing_layer_is_answered_with_the_outermost_ones(learn):

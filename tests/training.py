@@ -12,6 +12,8 @@ from fastai.vision.all import ImageDataLoaders, Resize, accuracy, set_seed, visi
 from fastcore.imports import noop
 from torch import nn
 
+from fastai_gradcam import GradCAMCallback, Run
+
 HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
 
 
@@ -116,6 +118,55 @@ def same(a, b):
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
         return math.isnan(b)
     return type(a) is type(b) and a == b
+
+
+def watch(learn, fit=lambda learn: learn.fit(1, 1e-2), **settings):
+    "The run of the learner after `fit` with the callback. A warning of the callback's own is an error."
+    learn.add_cb(GradCAMCallback(**{"n": 4, "show": False, **settings}))
+    said = heard(learn, fit)
+    assert said == []
+    return learn.grad_cam.run
+
+
+def heard(learn, fit=lambda learn: learn.fit(1, 1e-2)):
+    "The warnings that the callback gives while `fit` runs; all others go on to whoever waits for them."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(learn)
+    ours = [w for w in said if "GradCAMCallback" in str(w.message)]
+    with Quiet():
+        for w in said:
+            if w not in ours:
+                warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    return [str(w.message) for w in ours]
+
+
+def places(run):
+    "The fit and epoch of each frame."
+    return [(f["fit"], f["epoch"]) for f in run.frames]
+
+
+def statuses(run):
+    return [f["status"] for f in run.frames]
+
+
+def assert_whole(path):
+    "Every file of a run is readable: each complete frame has grid, maps and rows, and there is nothing else."
+    run = Run(path)
+    complete = [f["frame"] for f in run.frames if f["status"] == "ok"]
+    assert [f["frame"] for f in run.frames] == list(range(len(run.frames)))
+    assert all(f["error"] for f in run.frames if f["status"] != "ok")
+    for folder, kind in (("frames", "png"), ("maps", "npz")):
+        assert sorted(p.name for p in (run.path / folder).iterdir()) == [f"frame-{k:03d}.{kind}" for k in complete]
+    for k in complete:
+        run.grid(k)
+        assert all(len(maps) == len(run.panel) for maps in run.maps(k).values())
+    rows = run.history.groupby("frame").size()
+    assert sorted(rows.index) == complete
+    assert not complete or set(rows) == {len(run.panel) * len(run.layers)}
+    for item in range(len(run.panel)):
+        run.image(item)
+    return run
 
 
 class Quiet(warnings.catch_warnings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Settings:
     resume: bool = False
     loggers: Any = None
     on_error: str = "warn"
-    asked: dict[str, Any] | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         name = self.name
@@ -54,7 +54,7 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         "What the user asked for, as JSON has it."
-        return {k: plain(v) for k, v in (self.asked or {}).items()}
+        return {k: plain(v) for k, v in self.asked.items()}
 
 
 def checked_loggers(loggers: Any) -> list[Logger]:

@@ -1,0 +1,45 @@
+"""A learner as what is watched: its model, loss, loggers and metrics at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import ref
+
+import numpy as np
+from fastai.learner import Learner
+from torch import Tensor
+
+from .._watch.core import Subject
+from ..loggers import loggers_of
+from .explain import resolve_layer
+
+__all__ = ["metrics_of", "subject_of"]
+
+
+def subject_of(learner: Callable[[], Learner], loss: Callable[[], Any]) -> Subject:
+    "The learner that `learner()` gives as long as it trains."
+    arch = getattr(learner(), "arch", None)
+    return Subject(
+        owner=ref(learner()),
+        model=lambda: learner().model,
+        loss=loss,
+        layers=lambda layer: resolve_layer(learner(), layer),
+        loggers=lambda: loggers_of(learner()),
+        arch=getattr(arch, "__name__", None) or (arch if isinstance(arch, str) else None),
+    )
+
+
+def metrics_of(learn: Learner) -> dict[str, float | None]:
+    "The epoch's losses and metrics, as the progress table has them."
+    recorder = getattr(learn, "recorder", None)
+    if recorder is None:
+        return {}
+    shown = {}
+    for name, value in zip(recorder.metric_names, recorder.log, strict=False):
+        if name in ("epoch", "time"):
+            continue
+        number = isinstance(value, (int, float, np.number, Tensor)) and np.size(value) == 1
+        # JSON has no NaN.
+        shown[name] = float(value) if number and np.isfinite(float(value)) else None
+    return shown
