@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -160,7 +161,7 @@ class Watch:
 def _number(value: Any) -> float | None:
     "A metric as JSON has it, which has no NaN."
     try:
-        number = float(value)
+        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError):
         return None
-    return number if torch.isfinite(torch.tensor(number)) else None
+    return number if math.isfinite(number) else None

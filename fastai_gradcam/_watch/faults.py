@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -13,7 +14,8 @@ from .._errors import reason_of
 
 __all__ = ["Faults", "warn"]
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+# Whose lines a warning does not point at.
+_OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, contextlib.__file__)
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Faults:
 def warn(text: str) -> None:
     "Warn at the line of the user's own code, also where warnings are errors: those must not end a training."
     depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         depth, frame = depth + 1, frame.f_back
     try:
         warnings.warn(text, stacklevel=depth)
