@@ -12,6 +12,7 @@ from fastai.vision.all import Callback
 from training import tiny_learner
 
 from fastai_gradcam import GradCAMCallback
+from fastai_gradcam._watch.core import Watcher
 from fastai_gradcam._run import writer
 
 EPOCHS = 3
@@ -37,7 +38,7 @@ class Alive(Callback):
 
     def after_epoch(self):
         if hasattr(self.learn, "grad_cam"):
-            self.learn.grad_cam.run.info  # noqa: B018  (waits for the frame's files)
+            self.learn.grad_cam.flush()
         gc.collect()
         self.tensors.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
 
@@ -51,11 +52,11 @@ def watched(image_folder, tmp_path, monkeypatch):
         watch = GradCAMCallback(path=tmp_path / "runs", name="run", show=False, **settings)
         alive = Alive()
         frames = []
-        take, grad = GradCAMCallback._take, torch.autograd.grad
+        take, grad = Watcher.take, torch.autograd.grad
 
         def took(self, epoch, metrics):
             files, passes, gradients, behind = [], Counter(), [], set()
-            for name, module in self.learn.model.named_modules():
+            for name, module in self.subject.model().named_modules():
                 # The forward is wrapped, not hooked: the engine has hooks of its own, whose order would matter.
                 def forward(*args, _of=module.forward, _name=name):
                     out = _of(*args)
@@ -69,15 +70,15 @@ def watched(image_folder, tmp_path, monkeypatch):
             _watching.append(files)
             try:
                 take(self, epoch, metrics)
-                self.run.info  # noqa: B018  (waits for the frame's files)
+                self.flush()
             finally:
                 _watching.remove(files)
                 monkeypatch.setattr(torch.autograd, "grad", grad)
-                for module in self.learn.model.modules():
+                for module in self.subject.model().modules():
                     del module.forward
             frames.append((passes, len(gradients), behind, files))
 
-        monkeypatch.setattr(GradCAMCallback, "_take", took)
+        monkeypatch.setattr(Watcher, "take", took)
         learn.add_cbs([watch, alive])
         learn.fit(EPOCHS)
         assert [f["status"] for f in learn.grad_cam.run.frames] == ["ok"] * (EPOCHS + 1)

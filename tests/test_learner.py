@@ -557,6 +557,7 @@ def test_a_cam_of_a_large_image_is_shown_no_larger_than_a_notebook_is_wide(image
 
 
 def test_learn_gradcam_is_there_when_fastai_is_imported_after_this_package():
-    code = "import fastai_gradcam; from fastai.vision.all import *; print(Learner.gradcam.__module__)"
+    code = "from fastai_gradcam import GradCAMCallback; from fastai.vision.all import *; "
+    code += "print(Learner.gradcam.__module__)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "fastai_gradcam.learner", done.stderr

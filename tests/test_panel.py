@@ -110,7 +110,7 @@ def test_items_are_indices_in_the_callers_order(learn):
         chosen = [int(i) for i in items]
         assert panel.names == [files[i].relative_to(learn.dls.path).as_posix() for i in chosen]
         assert panel.labels == [files[i].parent.name for i in chosen]
-        assert [learn.dls.vocab[y] for y in panel.y] == panel.labels
+        assert [learn.dls.vocab[y] for y in panel.y[0]] == panel.labels
 
 
 def test_items_are_files_of_anywhere_with_their_labels(learn, uneven, tmp_path):
@@ -207,7 +207,7 @@ def test_the_panel_is_what_the_validation_loader_gives(uneven, tmp_path, item_tf
     panel = build_panel(learn, items=range(23))
     x, y = learn.dls.valid.new(bs=23).one_batch()
     assert torch.equal(panel.x, torch.Tensor(x)) and type(panel.x) is torch.Tensor
-    assert torch.equal(panel.y, y.as_subclass(torch.Tensor))
+    assert torch.equal(panel.y[0], y.as_subclass(torch.Tensor))
     decoded = learn.dls.valid.decode((x, y))[0].as_subclass(torch.Tensor).float()
     decoded = decoded * 255 if decoded.max() <= 1 else decoded
     for image, seen in zip(panel.images, decoded, strict=True):

@@ -103,13 +103,13 @@ def test_every_map_has_mass_and_moves_while_training(trained):
 
 
 def test_the_last_maps_are_those_of_the_trained_model(trained):
-    cams = gradcam(trained.learn.model, trained.panel.x, layer=trained.run.layers[0], target=trained.panel.y.long())
+    cams = gradcam(trained.learn.model, trained.panel.x, layer=trained.run.layers[0], target=trained.panel.y[0].long())
     stored = trained.run.maps(4)[trained.run.layers[0]]
     assert np.allclose(stored, cams.maps[0].numpy(), rtol=1e-4, atol=1e-5)
     rows = trained.history.query("frame == 4")
     probs = cams.output.softmax(1).numpy()
-    assert np.allclose(rows["prob"], probs[np.arange(N), trained.panel.y], atol=1e-5)
-    assert np.allclose(rows["loss"], -np.log(probs[np.arange(N), trained.panel.y]), rtol=1e-3, atol=1e-4)
+    assert np.allclose(rows["prob"], probs[np.arange(N), trained.panel.y[0]], atol=1e-5)
+    assert np.allclose(rows["loss"], -np.log(probs[np.arange(N), trained.panel.y[0]]), rtol=1e-3, atol=1e-4)
     vocab = trained.run.vocab
     assert list(rows["pred"]) == [vocab[i] for i in probs.argmax(1)]
 
