@@ -12,8 +12,8 @@ from fastai.vision.all import Callback
 from training import tiny_learner
 
 from fastai_gradcam import GradCAMCallback
-from fastai_gradcam._watch.core import Watcher
 from fastai_gradcam._run import writer
+from fastai_gradcam._watch.core import Watcher
 
 EPOCHS = 3
 # An audit hook cannot be taken away again: it asks this list where to write, and writes nowhere while it is empty.

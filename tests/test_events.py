@@ -20,7 +20,7 @@ from fastai.vision.all import (
     ShowGraphCallback,
     load_learner,
 )
-from training import HOOKS, assert_whole, differences, left_by, one_thread, places, tiny_learner  # noqa: F401
+from training import HOOKS, Quiet, assert_whole, differences, left_by, one_thread, places, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback, Run
 
@@ -254,11 +254,19 @@ def company():
 
 @pytest.fixture(scope="module")
 def left_by_the_others(image_folder, tmp_path_factory):
-    "What the same training leaves behind without the callback."
-    learn = tiny_learner(image_folder, tmp_path_factory.mktemp("plain"), cbs=[ProgressCallback()])
-    learn.add_cbs(cb for cb in company() if not isinstance(cb, GradCAMCallback))
-    learn.fit(2)
-    return left_by(learn)
+    "`left_by_the_others()`: what the same training leaves behind without the callback; trained once, in the first test."
+    known = []
+
+    def left():
+        if not known:
+            with Quiet():
+                learn = tiny_learner(image_folder, tmp_path_factory.mktemp("plain"), cbs=[ProgressCallback()])
+            learn.add_cbs(cb for cb in company() if not isinstance(cb, GradCAMCallback))
+            learn.fit(2)
+            known.append(left_by(learn))
+        return known[0]
+
+    return left
 
 
 # The callback in every place.
@@ -273,9 +281,10 @@ def test_callbacks_live_together_in_any_order_of_adding(order, learner, tmp_path
     learn = learner(ProgressCallback())
     learn.add_cbs(cbs[k] for k in order)
     learn.fit(2)
+    left = left_by(learn)
     assert places(learn.grad_cam.run) == [FIRST, (0, 0), (0, 1)]
     assert {f["status"] for f in learn.grad_cam.run.frames} == {"ok"}
-    assert differences(left_by_the_others, left_by(learn)) == []
+    assert differences(left_by_the_others(), left) == []
     assert (tmp_path / "models/model.pth").exists()
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 3
 

@@ -58,7 +58,7 @@ class Faults:
 
 def warn(text: str) -> None:
     "Warn at the line of the user's own code, also where warnings are errors: those must not end a training."
-    depth, frame = 1, sys._getframe(1)
+    depth, frame = 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         depth, frame = depth + 1, frame.f_back
     try:
