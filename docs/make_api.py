@@ -31,6 +31,7 @@ PAGES = [
         "learner",
         ["Learner.gradcam", "Learner.show_gradcam", "ClassificationInterpretation.plot_top_gradcams", "CAM", "CAMList"],
     ),
+    ("In your own loop", "watch", ["Watch"]),
     ("Plain PyTorch", "cam", ["gradcam", "CAMs"]),
     ("Hooks", "hooks", ["Hook", "HookBwd"]),
     ("Targets", "targets", ["contrast", "segment"]),
