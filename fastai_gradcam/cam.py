@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._engine.guard import evaluating
-from ._engine.layers import Layer, Reshape, default_layer, named_layers, space_of, unwrap
-from ._engine.restart import Restart
-from ._engine.views import as_it_is, noisy_copies, of_view, views
-from ._engine.weights import channel_weights, map_tensors
-from .methods import Method, resolve_method
-from .targets import Decided, Target, class_scores, main_output, scores, settled
+from ._engine.default import default_spot, space_of
+from ._engine.guard import undisturbed, without_checkpoints
+from ._engine.inputs import Inputs, inputs_of
+from ._engine.layers import Layer, named_layers, unwrap
+from ._engine.look import Look, Spot, look
+from ._engine.method import MapFunction, Method
+from ._engine.question import Question, as_question
+from ._engine.shadow import shadow
+from ._engine.space import Reshape
+from ._engine.views import noisy_copies, question_of_view, unchanged_view, views
+from ._engine.weights import weigh
+from ._errors import GradCAMTypeError
+from .methods import resolve_method
+from .targets import Target
 
-__all__ = ["CAMs", "gradcam"]
-
-# Layers with their dotted names; how one's output is brought to `(N, C, *space)`.
-Chosen = list[tuple[str, nn.Module]]
-Space = Callable[[str, Tensor], Reshape]
-# The output, the classes explained, each layer's activations, and its gradients (or weights) per score.
-Look = tuple[Any, Tensor | None, list[Tensor], list[list[Tensor]]]
+__all__ = ["CAMs", "explain", "gradcam"]
 
 
 @dataclass
@@ -52,218 +53,137 @@ class CAMs:
 
 def gradcam(
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     *,
     layer: Layer = None,
     target: Target = None,
-    method: str | Method | Callable[[Tensor, Tensor], Tensor] = "gradcam",
+    method: str | Method | MapFunction = "gradcam",
     reshape: Reshape | None = None,
+    input: Any = 0,
 ) -> CAMs:
-    """Class activation maps of `x`, and nothing about `model` changed.
+    """Class activation maps of `x`. Nothing about `model` changes, and any number of threads may ask at once.
 
-    - `x`: `(N, C, *space)` on the model's device, as the model takes it (normalised).
+    - `x`: `(N, C, *space)` on the model's device, as the model takes it (normalised); or a tuple of inputs, called as
+      `model(*x)`, or a dict, called as `model(**x)`.
     - `layer`: `None` (the last with space that takes part in the score), a module, a dotted name, or a list of these.
     - `target`: `None` (each image's predicted class), an int, a LongTensor `(N,)` (one class per image) or `(N, K)`
       (K classes per image), or a callable `output -> (N,)` scores. Logits are explained, never probabilities.
-    - `method`: a name in `fastai_gradcam.methods.methods`, which may end in `+noise`, `+aug` or `+eigen`; what
-      `smoothed`, `augmented` or `eigen` there makes of a method; or a callable `(activations, gradients) -> maps` on
-      `(N, C, *space)` tensors.
+    - `method`: a name in `fastai_gradcam.methods.methods`, which may end in `+noise`, `+aug` or `+eigen`; a method made
+      by `smoothed`, `augmented` or `eigen`; or a callable `(activations, gradients) -> maps` on `(N, C, *space)`.
     - `reshape`: a callable from the layer's output to `(N, C, *space)`, where the default reads it wrongly.
+    - `input`: the position or key of the input that the map belongs to. A layer that runs once per input is explained
+      in that run.
 
-    Runs in evaluation mode: one forward pass, and one backward pass per class from the score to the earliest layer
-    asked for; `scorecam` and `ablationcam` make up to one forward per channel, in float32, and none backward but where
-    they find the layer. An outer `no_grad` or a frozen body is no obstacle. Raises `ValueError` or `TypeError` for a layer, target or method that
-    does not exist or does not fit, before or after the forward pass.
+    Costs one forward pass and, per class, one backward pass from the score to the earliest layer asked for.
+    `scorecam` and `ablationcam` need up to one forward pass per channel, and a backward pass only to find the default
+    layer. An outer `no_grad` or a frozen body is no obstacle. Raises `GradCAMError` for a layer, target, method or
+    input that does not exist or does not fit, and for a model that cannot be copied.
 
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; the other methods name theirs.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
+    >>> model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> cams = gradcam(model, torch.randn(2, 3, 33, 33), target=1)
+    >>> cams.layers, cams.maps[0].shape
+    (['0.0'], torch.Size([2, 16, 16]))
     """
-    how = resolve_method(method)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, whose layers can be listened to, got {type(model).__name__}.")
-    if reshape is not None and not callable(reshape):
-        raise TypeError(f"reshape must be a callable from a layer's output to (N, C, *space), got {reshape!r}.")
+        raise GradCAMTypeError(f"model must be an nn.Module, with layers to listen to, got {type(model).__name__}.")
     net = unwrap(model)
-    with torch.inference_mode(False), evaluating(net):
-        x = _as_batch(x)
-        chosen = _default(net, x, target, reshape) if layer is None else named_layers(net, layer)
+    names = None if layer is None else [name for name, _ in named_layers(net, layer)]
+    with undisturbed():
+        return explain(shadow(net), x, layer=names, target=target, method=method, reshape=reshape, input=input)
 
-        def another(classes: Tensor) -> Chosen:
-            return _default(net, x, target, reshape, tuple(sorted(set(classes.flatten().tolist()))))
 
-        output, classes, chosen, signed = _signed_maps(
-            net, x, chosen, target, how, reshape, None if layer is not None or callable(target) else another
-        )
-    several = classes is not None and classes.ndim == 2
+def explain(
+    net: nn.Module,
+    x: Any,
+    *,
+    layer: Layer = None,
+    target: Target = None,
+    method: str | Method | MapFunction = "gradcam",
+    reshape: Reshape | None = None,
+    input: Any = 0,
+) -> CAMs:
+    "`gradcam` for a caller that holds a shadow of the model (`_engine.shadow`) and is inside `_engine.guard.undisturbed`."
+    how = resolve_method(method)
+    if reshape is not None and not callable(reshape):
+        raise GradCAMTypeError(f"reshape must be a callable from a layer's output to (N, C, *space), got {reshape!r}.")
+    with torch.inference_mode(False), without_checkpoints():
+        inputs = inputs_of(x, input)
+        question = as_question(target, inputs.n, inputs.dims)
+
+        def space(spot: Spot, output: Tensor) -> Reshape:
+            return space_of(net, spot, output, inputs, reshape)
+
+        def see(inputs: Inputs, question: Question) -> Look:
+            if how.weigh:
+                return weigh(net, inputs, spots, question, how.weigh, space)
+            return look(net, inputs, spots, question, space)
+
+        first = None
+        if layer is not None:
+            spots = [Spot(name, module) for name, module in named_layers(net, layer)]
+        else:
+            spots, first = _default(net, inputs, question, target, reshape, space)
+        first = see(inputs, question) if first is None or how.weigh else first
+        signed = _averaged_over_views(inputs, question, how, first, see, [s.name for s in spots])
+    several = first.classes is not None and first.classes.ndim == 2
     made = [torch.stack(each, 1) if several else each[0] for each in signed]
-    negative = [_negative_share(m, 2 if several else 1) for m in made]
-    return CAMs([m.relu() if how.relu else m for m in made], [name for name, _ in chosen], output, classes, negative)
-
-
-def _as_batch(x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor (N, C, *space), got {type(x).__name__}.")
-    if x.ndim < 3 or len(x) == 0:
-        raise ValueError(f"x must be a batch (N, C, *space) with N ≥ 1, got shape {tuple(x.shape)}.")
-    # A network may begin with an operation in place, and a tensor of inference mode takes no part in autograd.
-    return x.detach().as_subclass(Tensor).clone()
+    return CAMs(
+        [m.relu() if how.relu else m for m in made],
+        [s.name for s in spots],
+        first.output,
+        first.classes,
+        [_negative_share(m, 2 if several else 1) for m in made],
+    )
 
 
 def _default(
-    net: nn.Module, x: Tensor, target: Target, reshape: Reshape | None, classes: tuple[int, ...] = ()
-) -> Chosen:
-    "The default layer of `classes`, of all classes, or of a callable."
+    net: nn.Module, inputs: Inputs, question: Question, target: Target, reshape: Reshape | None, space: Any
+) -> tuple[list[Spot], Look | None]:
+    "The default layer, and a look at it if every score has a gradient there."
     if callable(target):
-        # It may hold something for each image of the whole batch.
-        return [
-            default_layer(
-                net, x, net, lambda output: _sum(scores(output, target, len(x), x.ndim - 2)[0]), target, reshape
-            )
-        ]
-
-    def score(output: Any) -> Tensor:
-        table = target.read(output) if isinstance(target, Decided) else class_scores(main_output(output, x.ndim - 2))
-        table = table[:, list(classes)] if classes else table
-        # Each class counts differently: their plain sum may be the same for every image (a softmax).
-        weights = torch.rand(table.shape[1], generator=torch.Generator().manual_seed(0)) + 0.5
-        return (table * weights.to(table)).sum()
-
-    # Two images tell.
-    return [default_layer(net, x[:2], net, score, classes or None, reshape)]
+        return [default_spot(net, inputs, question, reshape, asker=target)], None
+    few = inputs.first(2)  # enough to tell; a callable may hold something for each image of the batch
+    spots = [default_spot(net, few, question, reshape)]
+    seen = look(net, inputs, spots, question, space, needed=False)
+    if all(bool(G.any()) for Gs in seen.gradients for G in Gs) or seen.classes is None:
+        return spots, seen
+    # Classes may have branches of their own.
+    classes = sorted(set(seen.classes.flatten().tolist()))
+    others = [default_spot(net, few, question, reshape, classes)]
+    return (spots, seen) if others == spots else (others, None)
 
 
-def _sum(each: list[Tensor]) -> Tensor:
-    return torch.stack([s.sum() for s in each]).sum()
+def _averaged_over_views(
+    inputs: Inputs, question: Question, how: Method, first: Look, see: Callable[..., Look], names: Sequence[str]
+) -> list[list[Tensor]]:
+    "The maps of each layer and score before the ReLU, averaged over the views that the method asks for."
+    if not how.augment and not how.noise:
+        return _signed(how, [first], names)
+    asked = question.settled(first.output)
+    views_signed = []
+    for view, back in views(inputs.x) if how.augment else [(inputs.x, unchanged_view)]:
+        of_view, changed = question_of_view(asked, back, inputs.x.shape[2:]), inputs.with_x(view)
+        seen = see(changed, of_view) if views_signed else first
+        copies = [see(inputs.with_x(noisy), of_view) for noisy in noisy_copies(view, *how.noise)] if how.noise else []
+        signed = _signed(how, [seen, *copies], names)
+        views_signed.append([[back(m) for m in layer] for layer in signed])
+    return [
+        [torch.stack(same).mean(0) for same in zip(*layer, strict=True)] for layer in zip(*views_signed, strict=True)
+    ]
 
 
-def _signed_maps(
-    net: nn.Module,
-    x: Tensor,
-    chosen: Chosen,
-    target: Target,
-    how: Method,
-    reshape: Reshape | None,
-    another: Callable[[Tensor], Chosen] | None,
-) -> tuple[Any, Tensor | None, Chosen, list[list[Tensor]]]:
-    """The output, the classes explained, the layers, and each layer's maps `(N, *space)` per score, before the ReLU.
-
-    `another(classes)`: the layers to take where a score has no gradient at those chosen: classes may have branches of
-    their own.
-    """
-
-    def space(name: str, raw: Tensor) -> Reshape:
-        to_space = space_of(net, name, raw, x, reshape)
-        if to_space is None:
-            raise ValueError(
-                f"The output of layer {name!r} has shape {tuple(raw.shape)} for an input {tuple(x.shape)}: it has no "
-                "space to map. Choose an earlier layer, or say with reshape= how it maps to (N, C, *space)."
-            )
-        return to_space
-
-    def where_all_arrive() -> Look | None:
-        "The look at the chosen layers, which may become others; `None` where it is still to be made."
-        nonlocal chosen
-        if another is None:
-            return None
-        seen = _gradients(net, x, chosen, target, space, needed=False)
-        _, classes, _, evidence = seen
-        arrive = all(bool(G.any()) for Gs in evidence for G in Gs)
-        if not arrive and classes is not None and (others := another(classes)) != chosen:
-            chosen = others
-            return None
-        return None if how.weigh else seen
-
-    def look(x: Tensor, target: Target) -> Look:
-        if how.weigh:
-            with torch.no_grad():
-                return channel_weights(net, x, chosen, target, how.weigh, space)
-        return _gradients(net, x, chosen, target, space)
-
-    output: Any = None
-    views_signed: list[list[list[Tensor]]] = []
-    first = where_all_arrive()
-    changed = list(views(x)) if how.augment else [(x, as_it_is)]
-    for view, back in changed:
-        asked = of_view(target, back, x.shape[2:])
-        seen, classes, activations, evidence = first or look(view, asked)
-        if not views_signed:
-            first = None
-            output = map_tensors(Tensor.detach, seen)
-            # Changed copies may be taken for another class: they are asked about that of the image as it is.
-            target = asked = settled(target, output, classes, x.ndim - 2)
-        copies = [evidence]
-        if how.noise:
-            copies = [look(noisy, asked)[-1] for noisy in noisy_copies(view, *how.noise)]
-        signed = [
-            [back(_map(how, A, Gs, name)) for Gs in zip(*(copy[i] for copy in copies), strict=True)]
-            for i, ((name, _), A) in enumerate(zip(chosen, activations, strict=True))
-        ]
-        views_signed.append(signed)
-    if len(changed) > 1:
-        signed = [
-            [torch.stack(same).mean(0) for same in zip(*layer, strict=True)]
-            for layer in zip(*views_signed, strict=True)
-        ]
-    return output, classes, chosen, signed
-
-
-def _gradients(net: nn.Module, x: Tensor, chosen: Chosen, target: Target, space: Space, needed: bool = True) -> Look:
-    """The output, the classes explained, each layer's activations, and its gradients per score, `(N, C, *space)`.
-
-    `needed`: whether a layer that a score does not depend on is an error, or has a gradient of zero.
-    """
-    modules = [module for _, module in chosen]
-    # A network that turns gradients off by itself (a body under `no_grad`), or whose fast path skips its modules,
-    # hides the layer from the first try; the second runs with gradients on throughout.
-    for grad in (False, True):
-        with torch.set_grad_enabled(grad), Restart(modules) as restart:
-            output = net(x)
-            each, classes = scores(output, target, len(x), x.ndim - 2)
-        ran = [t is not None for t in restart.outputs]
-        if all(ran) and all(s.requires_grad for s in each):
-            break
-    for (name, module), hit in zip(chosen, ran, strict=True):
-        if not hit:
-            raise ValueError(
-                f"Layer {name!r} ({type(module).__name__}) gave no tensor in the forward pass: it was not run, or its "
-                "output holds no floating-point tensor."
-            )
-    # None is missing: that was told above.
-    outputs = [t for t in restart.outputs if t is not None]
-    per_score = []
-    for k, score in enumerate(each):
-        keep = k + 1 < len(each)
-        grads: Sequence[Tensor | None] = (
-            torch.autograd.grad(score.sum(), outputs, retain_graph=keep, allow_unused=True)
-            if score.requires_grad
-            else [None] * len(chosen)
-        )
-        arrived = []
-        for (name, _), g, t in zip(chosen, grads, outputs, strict=True):
-            if g is None and not needed:
-                g = torch.zeros_like(t)
-            elif g is None:
-                raise ValueError(
-                    f"The score does not depend on layer {name!r}: no gradient arrives there. Choose a layer that the "
-                    "score is computed from."
-                )
-            arrived.append(g)
-        per_score.append(arrived)
-    to_space = [space(name, t.detach()) for (name, _), t in zip(chosen, outputs, strict=True)]
-    activations = [to(t.detach()).float() for to, t in zip(to_space, outputs, strict=True)]
-    return output, classes, activations, [[to(gs[i]).float() for gs in per_score] for i, to in enumerate(to_space)]
-
-
-def _map(how: Method, A: Tensor, Gs: Sequence[Tensor], name: str) -> Tensor:
-    with torch.no_grad():
-        signed = how.signed(A, *Gs)
-    wanted = (len(A), *A.shape[2:])
-    if not isinstance(signed, Tensor) or tuple(signed.shape) != wanted:
-        got = tuple(signed.shape) if isinstance(signed, Tensor) else type(signed).__name__
-        raise ValueError(
-            f"Method {how.name!r} must return maps of shape {wanted} for activations {tuple(A.shape)} of layer "
-            f"{name!r}, got {got}."
-        )
-    return signed.float()
+def _signed(how: Method, looks: list[Look], names: Sequence[str]) -> list[list[Tensor]]:
+    "From a look, and from the gradients of noisy copies in place of its own if there are any."
+    gradients = [seen.gradients for seen in looks[1:] or looks]
+    return [
+        [how.checked(A, list(Gs), name) for Gs in zip(*(copy[i] for copy in gradients), strict=True)]
+        for i, (name, A) in enumerate(zip(names, looks[0].activations, strict=True))
+    ]
 
 
 def _negative_share(signed: Tensor, lead: int) -> Tensor:

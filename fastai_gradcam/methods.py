@@ -17,18 +17,17 @@ A method without gradients gives weights instead: `register_weights`, below.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._errors import one_of
-
-if TYPE_CHECKING:
-    from ._engine.weights import Probe
+from ._engine.fuse import fuse, resized
+from ._engine.method import MapFunction, Method, WeightFunction
+from ._engine.weights import Probe
+from ._errors import GradCAMError, GradCAMTypeError, one_of
 
 __all__ = [
     "Method",
@@ -41,62 +40,6 @@ __all__ = [
     "resolve_method",
     "smoothed",
 ]
-
-MapFunction = Callable[[Tensor, Tensor], Tensor]
-WeightFunction = Callable[[Tensor, "Probe"], Tensor]
-
-
-def _sum_of_channels(parts: Tensor) -> Tensor:
-    return parts.sum(1)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named method: `signed(A, G)` is the map before its final ReLU, calling it applies the ReLU.
-
-    `parts(A, G)`: the contributions `(N, C, *space)`, which `collect` makes a map of; with `collect=None` `parts` is
-    the map. `weigh(A, probe)`: for a method without gradients, the channels' weights that take the place of `G`.
-    `averaged(A, Gs)`: the contributions from the gradients `(n, N, C, *space)` of n noisy copies, where they are not
-    `parts` of the mean gradient. `noise`: (share of the image's range, number of copies). `augment`: average over
-    flips and brightness.
-    """
-
-    name: str
-    parts: MapFunction
-    relu: bool = True
-    collect: Callable[[Tensor], Tensor] | None = _sum_of_channels
-    weigh: WeightFunction | None = None
-    averaged: MapFunction | None = None
-    noise: tuple[float, int] | None = None
-    augment: bool = False
-
-    @property
-    def __name__(self) -> str:
-        return self.name
-
-    def signed(self, A: Tensor, *Gs: Tensor) -> Tensor:
-        "The map before the ReLU, `(N, *space)`, from the gradient or from those of several noisy copies."
-        if len(Gs) == 1:
-            parts = self.parts(A, Gs[0])
-        elif self.averaged:
-            parts = self.averaged(A, torch.stack(Gs))
-        else:
-            parts = self.parts(A, torch.stack(Gs).mean(0))
-        if self.collect is None or not isinstance(parts, Tensor):
-            return parts
-        if parts.ndim == A.ndim:
-            return self.collect(parts)
-        if self.collect is not _sum_of_channels:
-            raise ValueError(
-                f"Method {self.name!r} needs each channel's contribution, (N, C, *space), got {tuple(parts.shape)}: a "
-                "map that is summed already has no principal component."
-            )
-        return parts
-
-    def __call__(self, A: Tensor, G: Tensor) -> Tensor:
-        signed = self.signed(A, G)
-        return signed.relu() if self.relu else signed
-
 
 methods: dict[str, Method] = {}
 
@@ -140,11 +83,11 @@ def resolve_method(method: str | Method | MapFunction) -> Method:
         if option in _options:
             return _options[option](base)
         if base in methods and option:
-            raise ValueError(one_of("method option", plus + option, [f"+{o}" for o in _options]))
-        raise ValueError(one_of("method", method, list(methods)))
+            raise GradCAMError(one_of("method option", plus + option, [f"+{o}" for o in _options]))
+        raise GradCAMError(one_of("method", method, list(methods)))
     if callable(method):
         return Method(getattr(method, "__name__", "custom"), method, relu=False, collect=None)
-    raise TypeError(
+    raise GradCAMTypeError(
         f"method must be a name ({', '.join(methods)}) or a callable (activations, gradients) -> maps, got {method!r}."
     )
 
@@ -165,7 +108,7 @@ def smoothed(method: str | Method | MapFunction, noise: float = 0.15, n: int = 8
         isinstance(noise, (int, float)) and isinstance(n, int) and not any(isinstance(v, bool) for v in (noise, n))
     )
     if not numbers or not 0 < noise < math.inf or n < 1:
-        raise ValueError(f"smoothed needs noise > 0 and a whole number n ≥ 1 of copies, got noise={noise!r}, n={n!r}.")
+        raise GradCAMError(f"smoothed needs noise > 0 and a whole number n ≥ 1 of copies, got noise={noise!r}, n={n!r}.")
     method = resolve_method(method)
     how = "" if (noise, n) == (0.15, 8) else f"({noise:g}, {n})"
     return replace(method, name=f"{method.name}+noise{how}", noise=(float(noise), n))
@@ -311,7 +254,7 @@ def scorecam(A: Tensor, probe: Probe) -> Tensor:
     alive, blank = contrast.nonzero()[:, 0], (~contrast).nonzero()[:, 0]
 
     def masked(channels: Tensor) -> Tensor:
-        masks = _resized(A[None, channels], size)[0]
+        masks = resized(A[None, channels], size)[0]
         low = masks.amin(tuple(range(1, masks.ndim)), keepdim=True)
         masks = masks - low
         high = masks.amax(tuple(range(1, masks.ndim)), keepdim=True)
@@ -336,51 +279,3 @@ def ablationcam(A: Tensor, probe: Probe) -> Tensor:
     drop[:, alive] = probe.base[:, None] - probe.without(alive)
     base = probe.base.abs()[:, None]
     return torch.where(base > 0, drop / torch.where(base > 0, base, 1), 0)
-
-
-# Of several layers
-
-
-def fuse(cams: Sequence[Tensor]) -> Tensor:
-    """One sharp map out of those of several layers: M = early ⊙ up(M' / max M'), M' that of the layers behind.
-
-    `cams`: the `CAMs` of several layers, what `learn.gradcam` gives for several layers of one image and class, or
-    two-dimensional maps `(N, h, w)` or `(N, K, h, w)` as a list. Of two maps the one with more cells is the early one;
-    of two with as many, the first. The result, a tensor, has the shape and units of the earliest. The late map says
-    where the class is, the early one what is there in detail; where one of them is empty, so is the result. Negative
-    values count as zero. Raises `ValueError` for maps that do not belong together, `TypeError` for what is no map.
-
-    This library's own: the product is that of Guided Grad-CAM (Selvaraju et al. 2017, section 3.2), going from the last
-    layer to the first that of Poly-CAM (Englebert et al. 2022).
-    """
-    given: list[Any] = list(cams)
-    if not given:
-        raise ValueError("fuse needs the maps of at least one layer.")
-    of_one_image = all(hasattr(m, "map") and hasattr(m, "image") for m in given)
-    if of_one_image and len({(id(m.image), m.target, m.label) for m in given}) > 1:
-        raise ValueError("fuse needs the maps of one image and one class, got those of several: fuse them one by one.")
-    found = [m.map if of_one_image else m for m in given]
-    if not all(isinstance(m, Tensor) for m in found):
-        raise TypeError(f"fuse needs CAMs or a list of maps, got {', '.join(type(m).__name__ for m in given)}.")
-    maps = sorted((m.relu() for m in found), key=lambda m: -(m if of_one_image else m[0]).numel())
-    classes = getattr(cams, "target", None)
-    space = maps[0].ndim - (classes.ndim if classes is not None else 1) if hasattr(cams, "target") else 2
-    space = maps[0].ndim if of_one_image else space
-    lead = maps[0].shape[:-space]
-    if any(m.ndim != maps[0].ndim or m.shape[:-space] != lead for m in maps):
-        raise ValueError(
-            "fuse needs maps of the same images and classes, one per layer, early ones first, got shapes "
-            f"{', '.join(str(tuple(m.shape)) for m in maps)}. A list holds maps of two dimensions; of signals and volumes "
-            "give the CAMs that gradcam made."
-        )
-    fused = maps[-1]
-    for early in reversed(maps[:-1]):
-        peak = fused.flatten(len(lead)).amax(-1).reshape(*lead, *[1] * space)
-        late = (fused / torch.where(peak > 0, peak, 1)).reshape(-1, 1, *fused.shape[-space:])
-        fused = early * _resized(late, early.shape[-space:]).reshape(early.shape)
-    return fused
-
-
-def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=False)

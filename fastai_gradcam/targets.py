@@ -4,9 +4,9 @@ Scores are logits, never probabilities: a softmax that is sure of itself has no 
 score is depends on the output: the column of `(N, C)`; of a single score, `(N,)` or `(N, 1)`, the score itself (class 1)
 or its negative (class 0); of a map of classes, `(N, C, *space)`, the class summed over the region where it is predicted.
 
-Smoothing and the methods without gradients look at changed copies of the images. These are asked about the classes and
-regions of the images as they are (`settled`). A callable of one's own that decides something by the output may have a
-method `settled(output)`, which gives the callable to ask the copies with.
+Smoothing and the methods without gradients look at changed copies of the images. Copies are asked about the classes and
+regions of the images as they are. A callable that decides something by the output may have a method `settled(output)`,
+which returns the callable to ask the copies with.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ._engine.nested import plain
+from ._errors import GradCAMError, GradCAMTypeError
+
 __all__ = [
     "Contrast",
     "Decided",
     "Segment",
-    "Settled",
     "Target",
     "class_scores",
     "class_targets",
@@ -32,9 +34,7 @@ __all__ = [
     "main_output",
     "predicted",
     "regions",
-    "scores",
     "segment",
-    "settled",
 ]
 
 
@@ -50,24 +50,7 @@ class Decided:
     pick: Callable[[Tensor], Any]
 
 
-@dataclass(frozen=True)
-class Settled:
-    "The classes `(N,)` or `(N, K)` of images that scored `like`, asked of changed copies by `read(output, like)`."
-
-    read: Callable[..., Tensor]
-    like: Tensor
-    classes: Tensor
-
-    def table(self, output: Any) -> Tensor:
-        "The scores `(N, C)` of a changed copy, in the regions of the image as it is."
-        return self.read(output, self.like)
-
-    def image(self, index: int) -> Settled:
-        one = slice(index, index + 1)
-        return replace(self, like=self.like[one], classes=self.classes[one])
-
-
-Target = None | int | Sequence[int] | Tensor | Decided | Settled | Callable[[Any], Tensor]
+Target = None | int | Sequence[int] | Tensor | Decided | Callable[[Any], Tensor]
 
 
 def main_output(output: Any, dims: int = 2) -> Tensor:
@@ -77,15 +60,15 @@ def main_output(output: Any, dims: int = 2) -> Tensor:
     `(N, C, 1, cells)`, so that it is told from the `(N, boxes, 4)` of a detector of images.
     """
     if isinstance(output, Tensor):
-        plain = output.as_subclass(Tensor) if type(output) is not Tensor else output
-        return plain.unsqueeze(2) if dims == 1 and plain.ndim == 3 else plain
+        output = plain(output)
+        return output.unsqueeze(2) if dims == 1 and output.ndim == 3 else output
     if isinstance(output, Mapping):
         key = next((k for k in ("logits", "out") if k in output), next(iter(output), None))
         if key is not None:
             return main_output(output[key], dims)
     if isinstance(output, (tuple, list)) and output:
         return main_output(output[0], dims)
-    raise TypeError(
+    raise GradCAMTypeError(
         f"The model's output is a {type(output).__name__}, not a tensor; pass target= a callable that takes this "
         "output and returns one score per image."
     )
@@ -128,7 +111,7 @@ def _two_sided(output: Tensor) -> Tensor:
     elif output.ndim > 2 and output[0, 0].numel() == 1:
         output = output.flatten(1)
     if output.ndim in (0, 3) or output.numel() == 0:
-        raise ValueError(
+        raise GradCAMError(
             f"The model's output has shape {tuple(output.shape)}, not (images, classes), so there is no class to "
             "explain; pass target= a callable that takes this output and returns one score per image."
         )
@@ -159,7 +142,7 @@ def _of_images(classes: Any, part: slice, n: int) -> Any:
     if not isinstance(listed, list):
         return classes
     if len(listed) != n:
-        raise ValueError(
+        raise GradCAMError(
             f"There are classes for {len(listed)} images, but {n} images: give one class, or one per image."
         )
     return classes[part]
@@ -168,7 +151,7 @@ def _of_images(classes: Any, part: slice, n: int) -> Any:
 def _one_each(classes: Any, output: Tensor, says: str) -> Tensor:
     each = class_targets(classes, output)
     if each.ndim != 1:
-        raise ValueError(f"{says}() takes one class, or one per image, got classes of shape {tuple(each.shape)}.")
+        raise GradCAMError(f"{says}() takes one class, or one per image, got classes of shape {tuple(each.shape)}.")
     return each
 
 
@@ -211,7 +194,7 @@ class Segment:
         # Who asks for a segment says that there is space, be it that of a signal.
         logits = _two_sided(main_output(output, dims=1))
         if logits.ndim < 4:
-            raise ValueError(f"segment() explains an output (N, classes, *space), got {tuple(logits.shape)}.")
+            raise GradCAMError(f"segment() explains an output (N, classes, *space), got {tuple(logits.shape)}.")
         where = regions(logits) if self.mask is None else self._weights(logits, tuple(main_output(output).shape[2:]))
         return logits, where, _one_each(predicted(logits) if self.classes is None else self.classes, logits, "segment")
 
@@ -222,7 +205,7 @@ class Segment:
         if self.part is not None and len(rows) > 1:
             rows = rows[self.part]
         if tuple(rows.shape) not in ((n, *space), (1, *space)):
-            raise ValueError(
+            raise GradCAMError(
                 f"mask has shape {tuple(mask.shape)}, but the model's output for {n} images has the size {space}: give "
                 f"one mask {space} for all, or one per image {(n, *space)}."
             )
@@ -247,11 +230,11 @@ def _as_mask(mask: Any) -> Tensor:
     try:
         weights = _as_weights(mask)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
+        raise GradCAMTypeError(
             f"mask must be a tensor, an array or an image of the output's size, or one per image, got {mask!r:.80}."
         ) from error
     if not weights.any():
-        raise ValueError("mask is empty: there is no cell to sum the class over.")
+        raise GradCAMError("mask is empty: there is no cell to sum the class over.")
     return weights
 
 
@@ -285,7 +268,7 @@ class Contrast:
         if self.against is not None:
             return mine - self._score(table, self.against)
         if table.shape[1] < 2:
-            raise ValueError("contrast() needs a second class to compare with.")
+            raise GradCAMError("contrast() needs a second class to compare with.")
         return mine - (table.sum(1) - mine) / (table.shape[1] - 1)
 
     def settled(self, output: Any) -> Contrast:
@@ -317,9 +300,9 @@ def contrast(of: Any, against: Any = None) -> Contrast:
     Classes?", mean contrast.
     """
     if of is None:
-        raise TypeError("contrast() needs the class to explain: the predicted one may change with the image.")
+        raise GradCAMTypeError("contrast() needs the class to explain: the predicted one may change with the image.")
     if against is not None and _words(of) == _words(against):
-        raise ValueError(f"contrast({_words(of)}, {_words(against)}) compares a class with itself: nothing is left.")
+        raise GradCAMError(f"contrast({_words(of)}, {_words(against)}) compares a class with itself: nothing is left.")
     return Contrast(of, against)
 
 
@@ -336,22 +319,22 @@ def class_targets(target: Target, output: Tensor) -> Tensor:
     try:
         wanted = torch.as_tensor(target, device=output.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(_expected(target)) from error
+        raise GradCAMTypeError(_expected(target)) from error
     if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
-        raise TypeError(_expected(target))
+        raise GradCAMTypeError(_expected(target))
     wanted = wanted.long()
     if wanted.ndim == 0:
         wanted = wanted.expand(n)
     if wanted.ndim > 2 or len(wanted) != n:
-        raise ValueError(
+        raise GradCAMError(
             f"target has shape {tuple(wanted.shape)} for a batch of {n} images: give one class for all, "
             f"one per image ({n},), or several per image ({n}, K)."
         )
     if wanted.numel() == 0:
-        raise ValueError("target is empty: give at least one class per image.")
+        raise GradCAMError("target is empty: give at least one class per image.")
     low, high = int(wanted.min()), int(wanted.max())
     if low < 0 or high >= classes:
-        raise ValueError(
+        raise GradCAMError(
             f"target {low if low < 0 else high} is out of range: the model has classes 0 to {classes - 1}."
         )
     return wanted
@@ -361,49 +344,3 @@ def _expected(target: object) -> str:
     return (
         f"target must be None, a class index, a LongTensor (N,) or (N, K), or a callable on the output, got {target!r}."
     )
-
-
-def scores(output: Any, target: Target, n: int, dims: int = 2) -> tuple[list[Tensor], Tensor | None]:
-    """The scores `(n,)` to differentiate, one per class asked for, and the classes (`None` for a callable).
-
-    `dims`: the images' dimensions of space. Raises what `class_targets` raises, and `ValueError` where a callable's
-    scores are not one per image.
-    """
-    if callable(target):
-        score = (replace(target, dims=dims) if isinstance(target, Contrast) else target)(output)
-        if not isinstance(score, Tensor) or score.shape not in ((n,), (n, 1)):
-            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"The target callable must return one score per image, shape ({n},), got {got}.")
-        return [score.reshape(n)], None
-    if isinstance(target, Settled):
-        table, classes = target.table(output), target.classes
-    elif isinstance(target, Decided):
-        table = target.read(output)
-        classes = class_targets(target.pick(table.detach()), table)
-    else:
-        logits = main_output(output, dims)
-        table, classes = class_scores(logits), class_targets(target, logits)
-    each = classes if classes.ndim == 2 else classes[:, None]
-    return [table.gather(1, each[:, k : k + 1])[:, 0] for k in range(each.shape[1])], classes
-
-
-def settled(target: Target, output: Any, classes: Tensor | None, dims: int = 2) -> Target:
-    """`target` with the classes and regions that it has for `output`, for changed copies of the same images.
-
-    `classes`: those that `scores` gave for it. A callable without a method `settled(output)` is left as it is.
-    """
-    if isinstance(target, Settled):
-        return target
-    if classes is None:
-        settle = getattr(replace(target, dims=dims) if isinstance(target, Contrast) else target, "settled", None)
-        if not callable(settle):
-            return target
-        once = settle(output)
-        # Without the method, so that no copy is taken for the image as it is.
-        return lambda output: once(output)
-
-    def read(output: Any, like: Tensor) -> Tensor:
-        return class_scores(main_output(output, dims), like)
-
-    like = main_output(output, dims).detach()
-    return Settled(target.read if isinstance(target, Decided) else read, like, classes)

@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastai_gradcam import gradcam
-from fastai_gradcam._engine.layers import space_of, spatial
-from fastai_gradcam._engine.space import Reading
+from fastai_gradcam._engine.default import space_of
+from fastai_gradcam._engine.inputs import inputs_of
+from fastai_gradcam._engine.look import Spot
+from fastai_gradcam._engine.space import Reading, spatial
 
 
 def _seen():
@@ -351,7 +353,7 @@ def test_an_image_that_nothing_answers_to_is_read_by_its_shapes():
     nn.init.zeros_(net.embed.weight)
     x = torch.randn(1, 3, 64, 96)
     output = net.norm(net.embed(x).permute(0, 2, 3, 1))
-    assert space_of(net, "norm", output, x) == spatial(output, x.shape) == Reading(last=True)
+    assert space_of(net, Spot("norm", net.norm), output, inputs_of(x), None) == spatial(output, x.shape) == Reading(last=True)
 
 
 class Averaging(nn.Module):

@@ -7,7 +7,8 @@ import torch
 import torchvision.models as zoo
 from torch import nn
 
-from fastai_gradcam._engine.layers import default_layer, named_layers, spatial, unwrap
+from fastai_gradcam._engine.layers import named_layers, unwrap
+from fastai_gradcam._engine.space import spatial
 from fastai_gradcam.cam import gradcam
 
 # network, image size, the layer to be found, its channels and its space
@@ -168,11 +169,6 @@ def test_the_search_leaves_no_hook_behind_when_the_network_raises(tiny_net):
     with pytest.raises(RuntimeError):
         gradcam(tiny_net, torch.randn(2, 5, 8, 8))
     assert all(len(m._forward_hooks) == 0 for m in tiny_net.modules())
-
-
-def test_default_layer_gives_name_and_module(tiny_net):
-    x = torch.randn(2, 3, 8, 8)
-    assert default_layer(tiny_net, x, tiny_net, lambda output: output.sum()) == ("4", tiny_net[4])
 
 
 # Transformers with plain attention, so that the kind of tokens before the grid can be chosen

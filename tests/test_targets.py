@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from fastai_gradcam._engine.question import as_question
 from fastai_gradcam.cam import gradcam
 from fastai_gradcam.methods import resolve_method
-from fastai_gradcam.targets import class_targets, contrast, main_output, scores, segment
+from fastai_gradcam.targets import class_targets, contrast, main_output, segment
 
 
 class Says(nn.Module):
@@ -379,5 +380,5 @@ def test_a_callable_that_does_not_give_one_score_per_image_is_told_so(tiny_net, 
 
 def test_scores_are_the_logits_of_the_classes_in_order():
     output = torch.arange(6.0).view(2, 3)
-    each, classes = scores(output, [[2, 0], [1, 1]], 2)
+    each, classes = as_question([[2, 0], [1, 1]], 2).scores(output)
     assert [s.tolist() for s in each] == [[2, 4], [0, 4]] and classes.tolist() == [[2, 0], [1, 1]]

@@ -1,28 +1,16 @@
-"""How a layer's output lies in space (NCHW, NHWC, tokens, any number of dimensions): by its shape, and by trying out."""
+"""How a layer's output lies in space, by its shape: NCHW, NHWC, tokens, any number of dimensions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .restart import first_tensor
+from .._errors import GradCAMError
 
-__all__ = [
-    "LOCAL",
-    "Reading",
-    "Reshape",
-    "best_answer",
-    "beyond_doubt",
-    "even",
-    "local_answers",
-    "readings_of",
-    "spatial",
-]
+__all__ = ["Reading", "Reshape", "beyond_doubt", "even", "readings_of", "spatial"]
 
 Reshape = Callable[[Tensor], Tensor]
 
@@ -31,8 +19,9 @@ Reshape = Callable[[Tensor], Tensor]
 class Reading:
     """How a layer's output is brought to `(N, C, *space)`.
 
-    `last`: channels are the last dimension. `grid`: what the one dimension of cells is unfolded to, from its cell `skip`
-    on (class, distillation and register tokens lie before or behind it); `None` where space has dimensions of its own.
+    `last`: channels are the last dimension. `grid`: the shape that the one dimension of cells is unfolded to, from its
+    cell `skip` on (class, distillation and register tokens lie before or after it); `None` where space has dimensions
+    of its own.
     """
 
     last: bool
@@ -49,18 +38,18 @@ class Reading:
 def spatial(output: Tensor, x_shape: Sequence[int], reshape: Reshape | None = None) -> Reshape | None:
     """A function that brings a layer's output, or its gradient, to `(N, C, *space)`; `None` where it has no space.
 
-    `x_shape`: the input's `(N, C, *space)`, which tells layouts apart: `(N, C, h, w)` from `(N, h, w, C)` by which
-    pair has the input's aspect ratio, channels first where both may; in `(N, tokens, C)` the last h·w tokens are the grid
-    with the input's aspect ratio, and those before it (class, distillation, registers) are dropped. What shapes leave
-    open is for `space_of` to find out. A caller's `reshape` overrides.
-    Raises `ValueError` where `reshape` returns another batch or no space.
+    `x_shape`: the input's `(N, C, *space)`, by which layouts are told apart: in `(N, C, h, w)` and `(N, h, w, C)` space
+    is the pair with the input's aspect ratio, the first pair if both have it; in `(N, tokens, C)` the last h·w tokens
+    are the grid with that ratio, and those before it (class, distillation, registers) are dropped. The search tries out
+    what shapes leave open. A caller's `reshape` overrides. Raises `GradCAMError` where `reshape` returns another batch
+    or no space.
     """
     if reshape is None:
         return next(iter(readings_of(output.shape, x_shape)), None)
     shaped = reshape(output)
     if not isinstance(shaped, Tensor) or shaped.ndim < 3 or len(shaped) != x_shape[0]:
         got = tuple(shaped.shape) if isinstance(shaped, Tensor) else type(shaped).__name__
-        raise ValueError(
+        raise GradCAMError(
             f"reshape must return (N, C, *space) with N = {x_shape[0]}, got {got} from a layer's output "
             f"{tuple(output.shape)}."
         )
@@ -150,78 +139,3 @@ def beyond_doubt(readings: Sequence[Reshape], shape: Sequence[int], size: Sequen
     if not readings or readings[0] != Reading(False) or not even(shape[2:], size):
         return False
     return len(readings) == 1 or not even(shape[1:-1], size)
-
-
-# How much more the cells answer to what changed in their own place than others do: 1 where they alone do, 0 by chance.
-LOCAL = 0.4
-
-
-def best_answer(answers: list[float]) -> int:
-    "The reading that answers best; the likelier by its shape where there is little between them."
-    top = max(answers)
-    return next(i for i, a in enumerate(answers) if a >= top - 0.1 * abs(top))
-
-
-def local_answers(model: nn.Module, x: Tensor, readings: Mapping[str, Sequence[Reshape]]) -> dict[str, list[float]]:
-    """How locally each module's output answers to the image, for each reading of it; nothing where it does not answer.
-
-    Two opposite corners of the first image are changed, one at a time. A cell's answer to one rather than to the other
-    is highest in the one corner and lowest in the other where a reading is right, and the same everywhere where it is
-    wrong, or where there is no space: in channels, in class tokens, in what learned queries ask for.
-    """
-    found: dict[str, list[float]] = {}
-
-    def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, input: Any, output: Any) -> None:
-            tensor, _ = first_tensor(output)
-            if tensor is not None and len(tensor) == 3:
-                answers = [_locality(read(tensor)) for read in readings[name]]
-                if any(map(math.isfinite, answers)):
-                    found[name] = [a if math.isfinite(a) else -1.0 for a in answers]
-
-        return hook
-
-    changed = x[:1].detach().repeat(3, *[1] * (x.ndim - 1))
-    for one, corner in zip(changed[1:], _corners(x.shape[2:]), strict=True):
-        part = one[(slice(None), *corner)]
-        if part.is_floating_point():
-            noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0))
-            part += (x[:1].float().std().nan_to_num() or 1) * noise.to(part.device)
-        else:
-            part.copy_(x[:1].amax() - part)
-    handles = [m.register_forward_hook(listen(name)) for name, m in model.named_modules() if name in readings]
-    try:
-        with torch.no_grad():
-            model(changed)
-    except Exception:
-        # A network that takes no three images: what shapes say has to do.
-        return {}
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _corners(space: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    "Two opposite corners, an eighth of each dimension wide. Not the first and the last: turned by 90° these look alike."
-    wide = [max(1, round(s / 8)) for s in space]
-    low, high = [slice(w) for w in wide], [slice(s - w, s) for s, w in zip(space, wide, strict=True)]
-    return (low[0], *high[1:]), (high[0], *low[1:])
-
-
-def _locality(A: Tensor) -> float:
-    "From `(3, C, *space)`, of an image and two that differ in a corner each; NaN where nothing answers, or all alike."
-    answer = (A[1:].double() - A[:1].double()).flatten(2).norm(dim=1)
-    most = answer.amax(1, keepdim=True)
-    if not bool((most > 0).all()) or not bool(most.isfinite().all()):
-        return math.nan
-    one, other = (answer / most + 1e-3).log()
-    rather = one - other
-    here, there = (rather.view(A.shape[2:])[corner] for corner in _corners(A.shape[2:]))
-    ordered = rather.sort().values
-    scale = ordered[-here.numel() :].mean() - ordered[: here.numel()].mean()
-    if scale < 0.05:
-        # All answer alike: attention that has learned nothing yet is an average.
-        return math.nan
-    # By chance answers differ by a little, and some cell's differs most.
-    return float((here.mean() - there.mean()) / scale.clamp(min=0.8))

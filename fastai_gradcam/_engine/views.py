@@ -1,19 +1,18 @@
-"""The changed copies of an image that smoothing averages over: noise, mirror images, brightness."""
+"""The changed copies of an image that options average over: noise, mirror images, brightness."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..targets import Settled, Target
-from .weights import map_tensors
+from .nested import map_tensors
+from .question import Question
 
-__all__ = ["as_it_is", "noisy_copies", "of_view", "views"]
+__all__ = ["noisy_copies", "question_of_view", "unchanged_view", "views"]
 
 
 def noisy_copies(x: Tensor, noise: float, n: int, seed: int = 0) -> Iterator[Tensor]:
@@ -29,28 +28,24 @@ def noisy_copies(x: Tensor, noise: float, n: int, seed: int = 0) -> Iterator[Ten
 
 
 def views(x: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    "Six views of `x`, the first as it is, each with what turns its map back: mirrored or not, times 1, 0.9 and 1.1."
-    for mirrored in (False, True):
-        back = _mirror if mirrored else as_it_is
+    "Six views of `x` (mirrored or not, times 1, 0.9 and 1.1), the unchanged one first, each with what turns its map back."
+    for back in (unchanged_view, _mirror):
         for brightness in (1, 0.9, 1.1):
             yield back(x) * brightness, back
 
 
-def of_view(target: Target, back: Callable[[Tensor], Tensor], size: Sequence[int]) -> Target:
-    """`target`, settled, asked of a view: what has the space of the images in the output, `size`, is turned back first.
+def question_of_view(question: Question, back: Callable[[Tensor], Tensor], size: Sequence[int]) -> Question:
+    """`question` for a mirrored view: outputs with the space of the images, `size`, are mirrored back before scoring.
 
     So a score that looks at places (a segmentation's region, a mask) looks at the same places of the picture.
     """
-    if back is as_it_is:
-        return target
+    if back is unchanged_view:
+        return question
 
     def turned(output: Any) -> Any:
         return map_tensors(lambda t: back(t) if _in_space(t.shape[2:], size) else t, output)
 
-    if isinstance(target, Settled):
-        read = target.read
-        return replace(target, read=lambda output, like: read(turned(output), like))
-    return (lambda output: target(turned(output))) if callable(target) else target
+    return question.before(turned)
 
 
 def _in_space(cells: Sequence[int], size: Sequence[int]) -> bool:
@@ -68,5 +63,5 @@ def _mirror(x: Tensor) -> Tensor:
     return x.flip(-1)
 
 
-def as_it_is(x: Tensor) -> Tensor:
+def unchanged_view(x: Tensor) -> Tensor:
     return x

@@ -1,0 +1,128 @@
+"""The default layer and the layout of a layer's output: found once by the search, then remembered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import GradCAMError
+from .inputs import Inputs
+from .locality import best_of, localities
+from .look import Spot
+from .question import Question
+from .search import Flow, NothingArrives, search
+from .shadow import original, shadow
+from .space import Reading, Reshape, even, readings_of, spatial
+
+__all__ = ["default_spot", "space_of"]
+
+# A score without any gradient (a head may start at zero) is asked again with weights changed by this much.
+_SHAKE = 0.02
+
+
+@dataclass
+class _Memory:
+    "What was found about a model, as long as its modules are these. Keys refer to callables weakly."
+
+    modules: list[tuple[str, Any]]
+    spots: dict[Hashable, tuple[str, int]] = field(default_factory=dict)
+    readings: dict[Hashable, Reading] = field(default_factory=dict)
+
+
+_memories: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
+_lock = threading.Lock()
+_MOST_REMEMBERED = 256
+
+
+def _memory_of(net: nn.Module) -> _Memory:
+    model = original(net)
+    modules: list[tuple[str, Any]] = [(name, ref(module)) for name, module in model.named_modules()]
+    with _lock:
+        memory = _memories.get(model)
+        if memory is None or memory.modules != modules or len(memory.spots) > _MOST_REMEMBERED:
+            memory = _memories[model] = _Memory(modules)
+        return memory
+
+
+def space_of(net: nn.Module, spot: Spot, output: Tensor, inputs: Inputs, reshape: Reshape | None) -> Reshape:
+    """What brings the output of a layer to `(N, C, *space)`; where shapes leave it open, it is tried out.
+
+    Trying out costs one forward pass of three images, once per layer and input size. Raises `GradCAMError` for an
+    output without space.
+    """
+    x = inputs.x
+    readings = [] if reshape is not None else readings_of(output.shape, x.shape)
+    if not readings:
+        to_space = spatial(output, x.shape, reshape)
+        if to_space is None:
+            raise GradCAMError(
+                f"The output of layer {spot.name!r} has shape {tuple(output.shape)} for an input {tuple(x.shape)}: it "
+                "has no space to map. Choose an earlier layer, or say with reshape= how it maps to (N, C, *space)."
+            )
+        return to_space
+    found, key = _memory_of(net).readings, (spot.name, spot.entry, output.shape[1:], x.shape[1:])
+    if key not in found:
+        # A layer that is named mostly has channels first; where its space fits the image nothing is tried out.
+        if readings[0] == Reading(False) and even(output.shape[2:], x.shape[2:]):
+            return readings[0]
+        at = (spot.name, spot.entry)
+        tried = localities(shadow(net), inputs, {at: readings}).get(at)
+        found[key] = readings[best_of(tried)] if tried else readings[0]
+    return found[key]
+
+
+def default_spot(
+    net: nn.Module,
+    inputs: Inputs,
+    question: Question,
+    reshape: Reshape | None = None,
+    classes: Sequence[int] = (),
+    asker: Any = None,
+) -> Spot:
+    """The default layer of `net`, a shadow, for the scores of `question`, or for those of `classes` only.
+
+    It is found once per model, input size, `classes` and `asker` (a callable target). Raises `GradCAMError` if no
+    output has space.
+    """
+    memory, key = _memory_of(net), None
+    try:
+        key = inputs.at, inputs.x.shape[1:], tuple(classes), asker and ref(asker), reshape and ref(reshape)
+        hash(key)
+    except TypeError:
+        key = None  # a callable that cannot be hashed or referred to weakly is not remembered
+    if key in memory.spots:
+        name, entry = memory.spots[key]
+    else:
+        flow, lasting = _search_or_shake(net, inputs, lambda output: question.total(output, classes), reshape)
+        name, entry = flow.name, flow.entry
+        # If a class has a branch of its own, the other branches never have a gradient.
+        if key is not None and (lasting or classes):
+            memory.spots[key] = name, entry
+        if isinstance(flow.to_space, Reading):
+            memory.readings[name, entry, flow.tensor.shape[1:], inputs.x.shape[1:]] = flow.to_space
+    return Spot(name, net.get_submodule(name), entry)
+
+
+def _search_or_shake(
+    net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], reshape: Reshape | None
+) -> tuple[Flow, bool]:
+    try:
+        return search(shadow(net), inputs, score, reshape)
+    except NothingArrives:
+        shaken, generator = shadow(net, own_weights=True), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in shaken.parameters():
+                p += _SHAKE * torch.randn(p.shape, generator=generator).to(p)
+    try:
+        return search(shaken, inputs, score, reshape)
+    except NothingArrives:
+        raise GradCAMError(
+            f"No gradient of the score arrives at any layer with space of this {type(net).__name__}; name the layer "
+            "with layer=."
+        ) from None

@@ -1,0 +1,146 @@
+"""One look at a model: its output, what layers gave, and the gradients of the scores there.
+
+Autograd is restarted at the layer: the model runs under `no_grad` until the first layer asked for has run, so nothing
+before it is kept in memory, and no frozen body or outer `no_grad` matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .._errors import GradCAMError
+from .inputs import Inputs
+from .nested import map_tensors, replaced, tensors
+from .question import Question
+from .space import Reshape
+
+__all__ = ["Look", "Restart", "Spot", "allow_gradients", "look", "not_reached"]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place in a network: a module's output.
+
+    `entry`: which of its tensors, where it gives several. `run`: which of its runs, `None` for the last.
+    """
+
+    name: str
+    module: nn.Module
+    entry: int = 0
+    run: int | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look saw: `activations[i]` of layer i, `(N, C, *space)` in float32.
+
+    `gradients[i][k]`: the gradient of score k at layer i, or what takes its place (a channel's weight), of a shape
+    that broadcasts with the activations. `classes`: `(N,)` or `(N, K)`, `None` for a callable target.
+    """
+
+    output: Any
+    classes: Tensor | None
+    activations: list[Tensor]
+    gradients: list[list[Tensor]]
+
+
+class Restart:
+    """Context manager that restarts autograd at `spots` and keeps what flows out of them.
+
+    `outputs[i]` is a tensor that the score can be differentiated by: a leaf, or a node of the graph that an earlier
+    spot began; `None` if the module did not run.
+    """
+
+    def __init__(self, spots: Sequence[Spot]) -> None:
+        self.spots = spots
+        self.outputs: list[Tensor | None] = [None] * len(spots)
+        self._runs = [0] * len(spots)
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Restart:
+        self._handles = [s.module.register_forward_hook(self._hook(i, s)) for i, s in enumerate(self.spots)]
+        return self
+
+    def _hook(self, i: int, spot: Spot) -> Callable[[nn.Module, Any, Any], Any]:
+        def restart(module: nn.Module, args: Any, output: Any) -> Any:
+            run, self._runs[i] = self._runs[i], self._runs[i] + 1
+            found = tensors(output)
+            if len(found) <= spot.entry or spot.run not in (None, run):
+                return None
+            torch.set_grad_enabled(True)
+            tensor = found[spot.entry]
+            kept = self.outputs[i] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+            # The network goes on with a clone: an in-place neighbour (ReLU, `out += identity`) would otherwise
+            # overwrite the activation that we keep, and the map would mix one tensor with another's gradient.
+            return replaced(output, spot.entry, kept.clone())
+
+        return restart
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def allow_gradients(net: nn.Module, allow: bool) -> None:
+    "Whether the parameters of a shadow take part in autograd; a fast path that skips modules asks for that."
+    for p in net.parameters():
+        p.requires_grad_(allow and (p.is_floating_point() or p.is_complex()))
+
+
+def look(
+    net: nn.Module,
+    inputs: Inputs,
+    spots: Sequence[Spot],
+    question: Question,
+    space: Callable[[Spot, Tensor], Reshape],
+    needed: bool = True,
+) -> Look:
+    """A look by gradients: one forward pass, and one backward pass per score.
+
+    `space(spot, output)` brings a layer's output to `(N, C, *space)`. `needed`: whether a layer that a score does not
+    depend on is an error, or has a gradient of zero.
+    """
+    # A network that turns gradients off by itself (a body under `no_grad`), or whose fast path skips its modules,
+    # hides the layer from the first try; the second runs with gradients on throughout.
+    for grad in (False, True):
+        allow_gradients(net, grad)
+        with torch.set_grad_enabled(grad), Restart(spots) as restart:
+            output = inputs.run(net)
+            scores, classes = question.scores(output)
+        outputs = [t for t in restart.outputs if t is not None]
+        if len(outputs) == len(spots) and all(s.requires_grad for s in scores):
+            break
+    for spot, t in zip(spots, restart.outputs, strict=True):
+        if t is None:
+            raise not_reached(spot)
+    to_space = [space(spot, t.detach()) for spot, t in zip(spots, outputs, strict=True)]
+    gradients: list[list[Tensor]] = [[] for _ in spots]
+    for k, score in enumerate(scores):
+        for i, g in enumerate(_gradients(score, outputs, keep_graph=k + 1 < len(scores))):
+            if g is None and needed:
+                raise GradCAMError(
+                    f"The score does not depend on layer {spots[i].name!r}: no gradient arrives there. Choose a layer "
+                    "that the score is computed from."
+                )
+            gradients[i].append(to_space[i](torch.zeros_like(outputs[i]) if g is None else g).float())
+    activations = [to(t.detach()).float() for to, t in zip(to_space, outputs, strict=True)]
+    return Look(map_tensors(Tensor.detach, output), classes, activations, gradients)
+
+
+def _gradients(score: Tensor, outputs: list[Tensor], keep_graph: bool) -> Sequence[Tensor | None]:
+    if not score.requires_grad:
+        return [None] * len(outputs)
+    return torch.autograd.grad(score.sum(), outputs, retain_graph=keep_graph, allow_unused=True)
+
+
+def not_reached(spot: Spot) -> GradCAMError:
+    return GradCAMError(
+        f"Layer {spot.name!r} ({type(spot.module).__name__}) gave no tensor in the forward pass: it was not run, or its "
+        "output holds no floating-point tensor."
+    )
