@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torchvision.models import mobilenet_v3_small
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -535,17 +536,17 @@ class _Counter:
 
     def __init__(self, net, monkeypatch):
         self.forward = self.backward = 0
-        forward, grad = net.forward, torch.autograd.grad
+        forward, grad = type(net).forward, torch.autograd.grad
 
-        def count_forward(*args, **kwargs):
+        def count_forward(net, *args, **kwargs):
             self.forward += 1
-            return forward(*args, **kwargs)
+            return forward(net, *args, **kwargs)
 
         def count_grad(*args, **kwargs):
             self.backward += 1
             return grad(*args, **kwargs)
 
-        monkeypatch.setattr(net, "forward", count_forward, raising=False)
+        monkeypatch.setattr(type(net), "forward", count_forward)
         monkeypatch.setattr(torch.autograd, "grad", count_grad)
         monkeypatch.setattr(torch.Tensor, "backward", None)
 
@@ -583,19 +584,18 @@ def test_the_default_layer_of_a_callable_target_is_searched_for_once(x, monkeypa
 
 
 def test_the_module_before_the_layer_takes_no_part_in_the_backward_pass(resnet, x):
-    seen = {}
-    handles = [
-        resnet.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
-        for name in ("conv1", "layer1", "layer2", "layer3", "layer4")
-    ]
-    gradcam(resnet, x, layer="layer3")
-    for handle in handles:
-        handle.remove()
-    assert {name for name, t in seen.items() if t.requires_grad} == {"layer4"} | (
-        # a hook registered before the engine's sees the layer's output before the graph begins
-        {"layer3"} if seen["layer3"].requires_grad else set()
-    )
-    assert seen["layer2"].grad_fn is None and seen["layer1"].grad_fn is None
+    in_graph = []
+
+    def note(module, args, output):
+        if isinstance(module, (nn.Sequential, nn.Conv2d)):
+            in_graph.append((type(module).__name__, tuple(output.shape[1:]), output.requires_grad))
+
+    handle = register_module_forward_hook(note)
+    gradcam(resnet, x, layer="layer3", target=1)
+    handle.remove()
+    stages = [(shape, grad) for kind, shape, grad in in_graph if kind == "Sequential" and shape[1:] != (2, 2)]
+    assert [grad for shape, grad in stages if shape[0] < 256] and not any(grad for shape, grad in stages if shape[0] < 256)
+    assert [grad for kind, shape, grad in in_graph if kind == "Sequential" and shape == (512, 2, 2)][-1]
 
 
 def _live_tensors():
@@ -646,7 +646,7 @@ def test_a_model_that_was_looked_at_is_let_go():
 
 
 def test_an_input_that_is_no_tensor_is_named(resnet):
-    with pytest.raises(TypeError, match=r"x must be a tensor \(N, C, \*space\), got ndarray"):
+    with pytest.raises(TypeError, match=r"x must be a tensor \(N, C, \*space\), .*got ndarray"):
         gradcam(resnet, np.zeros((1, 3, 64, 64)))
 
 

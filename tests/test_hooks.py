@@ -10,7 +10,8 @@ from fastai.vision.all import ImageDataLoaders, Resize, TensorImage, resnet34, v
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from fastai_gradcam._engine.restart import Restart, first_tensor
+from fastai_gradcam._engine.look import Restart, Spot
+from fastai_gradcam._engine.nested import replaced, tensors
 from fastai_gradcam.cam import gradcam
 from fastai_gradcam.hooks import Hook, HookBwd
 
@@ -262,28 +263,30 @@ def test_hook_without_a_function_says_where_gradients_are_stored(tiny_net):
 
 def test_restart_begins_the_graph_at_the_module(tiny_net):
     x = torch.randn(2, 3, 8, 8)
-    with torch.no_grad(), Restart([tiny_net[2]]) as restart:
+    with torch.no_grad(), Restart([Spot("2", tiny_net[2])]) as restart:
         output = tiny_net(x)
     assert restart.outputs[0].is_leaf and restart.outputs[0].requires_grad
-    assert restart.outputs[0].min() < 0, "the in-place ReLU behind it worked on a clone"
+    assert restart.outputs[0].min() < 0, "the in-place ReLU after it worked on a clone"
     assert output.requires_grad and _hooks(tiny_net) == 0
 
 
 def test_restart_keeps_none_for_a_module_that_did_not_run(tiny_net):
     stray = nn.Identity()
-    with torch.no_grad(), Restart([tiny_net[2], stray]) as restart:
+    with torch.no_grad(), Restart([Spot("2", tiny_net[2]), Spot("stray", stray)]) as restart:
         tiny_net(torch.randn(2, 3, 8, 8))
     assert restart.outputs[1] is None
 
 
-def test_the_first_tensor_of_an_output_is_found_and_can_be_replaced():
-    from collections import OrderedDict, namedtuple
+def test_the_tensors_of_an_output_are_found_in_order_and_can_be_replaced_one_by_one():
+    from collections import OrderedDict, defaultdict, namedtuple
 
     Pair = namedtuple("Pair", "index value")
-    t, new = torch.randn(2), torch.ones(2)
-    for output in (t, (t, 1), [torch.arange(2), t], Pair(torch.arange(2), t), OrderedDict(a=None, b=(3, t))):
-        found, rebuild = first_tensor(output)
-        again, _ = first_tensor(rebuild(new))
-        assert found is t and again is new and type(rebuild(new)) is type(output)
-    assert rebuild(new)["b"][0] == 3
-    assert first_tensor({"a": torch.arange(3)}) == first_tensor("text") == (None, None)
+    t, u, new = torch.randn(2), torch.randn(3), torch.ones(2)
+    nested = OrderedDict(a=None, b=(3, t), c=[u])
+    for output in (t, (t, 1), [torch.arange(2), t], Pair(torch.arange(2), t), nested, defaultdict(list, x=t)):
+        again = replaced(output, 0, new)
+        assert tensors(output)[0] is t and tensors(again)[0] is new and type(again) is type(output)
+    second = replaced(nested, 1, new)
+    assert second["b"] == (3, t) and second["c"][0] is new and nested["c"][0] is u
+    assert tensors({"a": torch.arange(3)}) == tensors("text") == []
+    assert len(tensors({"a": torch.arange(3)}, floating=False)) == 1

@@ -424,6 +424,8 @@ def test_maps_that_do_not_belong_together_do_not_fuse():
 
 
 def test_the_cams_of_a_learner_fuse_where_they_are_of_one_image_and_class(make_learner, image_folder):
+    import fastai_gradcam.learner  # noqa: F401  (adds learn.gradcam)
+
     learn, files = make_learner(), sorted(image_folder.glob("valid/*/*.png"))
     made = learn.gradcam(files[0], target="red", layer=[5, 6, 7], method="layercam")
     fused = fuse(made)
@@ -436,7 +438,7 @@ def test_the_cams_of_a_learner_fuse_where_they_are_of_one_image_and_class(make_l
 
 
 def test_volumes_as_a_list_are_told_from_classes_and_what_is_no_map_is_named():
-    with pytest.raises(ValueError, match=r"\(2, 4, 4, 4\), \(2, 2, 2, 2\).*of signals and volumes give the CAMs"):
+    with pytest.raises(ValueError, match=r"\(2, 4, 4, 4\), \(2, 2, 2, 2\).*for signals and volumes give the CAMs"):
         fuse([torch.rand(2, 4, 4, 4), torch.rand(2, 2, 2, 2)])
     with pytest.raises(TypeError, match="got ndarray, Tensor"):
         fuse([np.zeros((2, 4, 4)), torch.rand(2, 2, 2)])

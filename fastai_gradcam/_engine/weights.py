@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .look import Look, Spot
 from .method import WeightFunction
 from .nested import map_tensors
 from .question import Question
-from .replay import Record, Replay, record
+from .replay import Replay, record
 from .shadow import shadow
 from .space import Reshape
 
@@ -43,54 +44,53 @@ def weigh(
     A network in half precision or under autocast keeps its own output, but scores are computed in float32: the effect
     of one channel can be below half precision.
     """
-    seen, finer = None, _finer(net, inputs)
-    with torch.no_grad():
-        own = map_tensors(Tensor.detach, inputs.run(net)) if finer is not None else None
-        if finer is not None:
+    own = None
+    with torch.no_grad(), ExitStack() as precision:
+        finer = _finer(net, inputs, spots)
+        if finer is None:
+            seen = record(net, inputs, spots)
+        else:
+            own = map_tensors(Tensor.detach, inputs.run(net))
+            precision.enter_context(torch.autocast(inputs.x.device.type, enabled=False))
             try:
-                with torch.autocast(inputs.x.device.type, enabled=False):
-                    net, inputs, seen = *finer, record(*finer, spots)
+                seen = record(*finer)
+                net, inputs, spots = finer
             except RuntimeError:
                 # A network that brings its activations to a type of its own.
-                pass
-        seen = record(net, inputs, spots) if seen is None else seen
+                precision.close()
+                seen = record(net, inputs, spots)
         output = seen.output if own is None else own
         _, classes = question.scores(output)
         asked = question.settled(output)
         base = torch.stack(asked.scores(seen.output)[0], 1).float()  # (N, K)
-        made: list[tuple[Tensor, list[Tensor]]] = []
-        coarse = torch.autocast(inputs.x.device.type, enabled=False) if own is not None else torch.no_grad()
-        with coarse:
-            for i, spot in enumerate(spots):
-                made.append(_of_layer(net, inputs, spot, seen, i, asked, base, weights, space))
+        made = [
+            _of_layer(Replay(net, inputs, spot, seen, i), asked, base, weights, space) for i, spot in enumerate(spots)
+        ]
     return Look(output, classes, [A for A, _ in made], [w for _, w in made])
 
 
 def _of_layer(
-    net: nn.Module,
-    inputs: Inputs,
-    spot: Spot,
-    seen: Record,
-    at: int,
+    replay: Replay,
     asked: Question,
     base: Tensor,
     weights: WeightFunction,
     space: Callable[[Spot, Tensor], Reshape],
 ) -> tuple[Tensor, list[Tensor]]:
     "A layer's activations and its weights, one tensor per class."
-    to_space = space(spot, seen.activations[at])
-    A = to_space(seen.activations[at]).float()
-    replay = Replay(net, inputs, spot, seen, at)
+    to_space = space(replay.spot, replay.activations)
+    A = to_space(replay.activations).float()
     with _progress(len(A) * A.shape[1]) as bar:
         found = [
-            weights(A[i], Probe(replay, i, base[i], asked.of_variants(seen.output, i), to_space, bar))
+            weights(A[i], Probe(replay, i, base[i], asked.of_variants(replay.seen.output, i), to_space, bar))
             for i in range(len(A))
         ]
     return A, list(torch.stack(found, 1).unsqueeze(-1).unflatten(-1, [1] * (A.ndim - 2)))  # (K, N, C, 1, …)
 
 
-def _finer(net: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs] | None:
-    "The network and its inputs in float32, `None` where they are computed with in float32 (or finer) already."
+def _finer(
+    net: nn.Module, inputs: Inputs, spots: Sequence[Spot]
+) -> tuple[nn.Module, Inputs, Sequence[Spot]] | None:
+    "The same in float32, `None` where nothing is coarser than that."
     kind = inputs.x.device.type
     coarse = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     coarse = coarse or inputs.x.dtype in _COARSE or any(p.dtype in _COARSE for p in net.parameters())
@@ -100,7 +100,8 @@ def _finer(net: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs] | None:
     for t in [*net.parameters(), *net.buffers()]:
         if t.dtype in _COARSE:
             t.data = t.data.float()
-    return net, inputs.map(lambda t: t.float() if t.dtype in _COARSE else t)
+    spots = [replace(spot, module=net.get_submodule(spot.name)) for spot in spots]
+    return net, inputs.map(lambda t: t.float() if t.dtype in _COARSE else t), spots
 
 
 class Probe:
