@@ -165,7 +165,7 @@ def _averaged_over_views(
     if not how.augment and not how.noise:
         return _signed(how, [first], names)
     asked = question.settled(first.output)
-    views_signed = []
+    views_signed: list[list[list[Tensor]]] = []
     for view, back in views(inputs.x) if how.augment else [(inputs.x, unchanged_view)]:
         of_view, changed = question_of_view(asked, back, inputs.x.shape[2:]), inputs.with_x(view)
         seen = see(changed, of_view) if views_signed else first

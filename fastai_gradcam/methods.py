@@ -108,7 +108,9 @@ def smoothed(method: str | Method | MapFunction, noise: float = 0.15, n: int = 8
         isinstance(noise, (int, float)) and isinstance(n, int) and not any(isinstance(v, bool) for v in (noise, n))
     )
     if not numbers or not 0 < noise < math.inf or n < 1:
-        raise GradCAMError(f"smoothed needs noise > 0 and a whole number n ≥ 1 of copies, got noise={noise!r}, n={n!r}.")
+        raise GradCAMError(
+            f"smoothed needs noise > 0 and a whole number n ≥ 1 of copies, got noise={noise!r}, n={n!r}."
+        )
     method = resolve_method(method)
     how = "" if (noise, n) == (0.15, 8) else f"({noise:g}, {n})"
     return replace(method, name=f"{method.name}+noise{how}", noise=(float(noise), n))

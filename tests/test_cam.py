@@ -594,7 +594,9 @@ def test_the_module_before_the_layer_takes_no_part_in_the_backward_pass(resnet, 
     gradcam(resnet, x, layer="layer3", target=1)
     handle.remove()
     stages = [(shape, grad) for kind, shape, grad in in_graph if kind == "Sequential" and shape[1:] != (2, 2)]
-    assert [grad for shape, grad in stages if shape[0] < 256] and not any(grad for shape, grad in stages if shape[0] < 256)
+    assert [grad for shape, grad in stages if shape[0] < 256] and not any(
+        grad for shape, grad in stages if shape[0] < 256
+    )
     assert [grad for kind, shape, grad in in_graph if kind == "Sequential" and shape == (512, 2, 2)][-1]
 
 

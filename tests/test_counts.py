@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastai.vision.all import Callback
+from torch.nn.modules.module import register_module_forward_hook
 from training import tiny_learner
 
 from fastai_gradcam import GradCAMCallback
@@ -57,15 +58,16 @@ def watched(image_folder, tmp_path, monkeypatch):
         def took(self, epoch, metrics):
             files, passes, gradients, behind = [], Counter(), [], set()
             for name, module in self.subject.model().named_modules():
-                # The forward is wrapped, not hooked: the engine has hooks of its own, whose order would matter.
-                def forward(*args, _of=module.forward, _name=name):
-                    out = _of(*args)
-                    passes[_name] += 1
-                    if isinstance(out, torch.Tensor) and out.requires_grad:
-                        behind.add(_name)
-                    return out
+                module.label = name  # the engine looks at a copy, which has these, too
 
-                module.forward = forward
+            def count(module, args, out):
+                if hasattr(module, "label"):
+                    passes[module.label] += 1
+                    if isinstance(out, torch.Tensor) and out.requires_grad:
+                        behind.add(module.label)
+
+            # A hook of all modules comes before those of a module, which are the engine's.
+            handle = register_module_forward_hook(count)
             monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: gradients.append(1) or grad(*a, **k))
             _watching.append(files)
             try:
@@ -74,8 +76,7 @@ def watched(image_folder, tmp_path, monkeypatch):
             finally:
                 _watching.remove(files)
                 monkeypatch.setattr(torch.autograd, "grad", grad)
-                for module in self.subject.model().modules():
-                    del module.forward
+                handle.remove()
             frames.append((passes, len(gradients), behind, files))
 
         monkeypatch.setattr(Watcher, "take", took)

@@ -353,7 +353,11 @@ def test_an_image_that_nothing_answers_to_is_read_by_its_shapes():
     nn.init.zeros_(net.embed.weight)
     x = torch.randn(1, 3, 64, 96)
     output = net.norm(net.embed(x).permute(0, 2, 3, 1))
-    assert space_of(net, Spot("norm", net.norm), output, inputs_of(x), None) == spatial(output, x.shape) == Reading(last=True)
+    assert (
+        space_of(net, Spot("norm", net.norm), output, inputs_of(x), None)
+        == spatial(output, x.shape)
+        == Reading(last=True)
+    )
 
 
 class Averaging(nn.Module):

@@ -118,7 +118,7 @@ def _search_or_shake(
         shaken, generator = shadow(net, own_weights=True), torch.Generator().manual_seed(0)
         with torch.no_grad():
             for p in shaken.parameters():
-                p += _SHAKE * torch.randn(p.shape, generator=generator).to(p)
+                p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=_SHAKE)
     try:
         return search(shaken, inputs, score, reshape)
     except NothingArrives:

@@ -36,7 +36,9 @@ def fuse(cams: Sequence[Tensor]) -> Tensor:
         raise GradCAMError("fuse needs the maps of at least one layer.")
     of_one_image = all(hasattr(m, "map") and hasattr(m, "image") for m in given)
     if of_one_image and len({(id(m.image), m.target, m.label) for m in given}) > 1:
-        raise GradCAMError("fuse needs the maps of one image and one class, got those of several: fuse them one by one.")
+        raise GradCAMError(
+            "fuse needs the maps of one image and one class, got those of several: fuse them one by one."
+        )
     found = [m.map if of_one_image else m for m in given]
     if not all(isinstance(m, Tensor) for m in found):
         raise GradCAMTypeError(f"fuse needs CAMs or a list of maps, got {', '.join(type(m).__name__ for m in given)}.")

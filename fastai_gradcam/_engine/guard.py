@@ -52,13 +52,14 @@ class _Generators:
     "The process's random number generators, saved by the first block of all threads and put back by the last."
 
     def __init__(self) -> None:
-        self._lock, self._blocks, self._saved = threading.Lock(), 0, ()
+        self._lock, self._blocks = threading.Lock(), 0
+        self._saved: Any = None
 
     def enter(self) -> None:
         with self._lock:
             if self._blocks == 0:
                 cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-                self._saved: Any = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+                self._saved = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
             self._blocks += 1
 
     def leave(self) -> None:

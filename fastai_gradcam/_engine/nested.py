@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["map_tensors", "plain", "replaced", "rows_per_image", "tensors"]
 
 
-def map_tensors(f: Callable[[Tensor], Any], output: Any, *others: Any) -> Any:
+def map_tensors(f: Callable[..., Any], output: Any, *others: Any) -> Any:
     "`output` with `f` applied to each tensor in its tuples, lists and mappings, along with those of `others` like it."
     if isinstance(output, Tensor):
         return f(output, *others)

@@ -83,9 +83,10 @@ class _Classes(Question):
         return replace(self, pick=lambda *_: classes, like=main_output(output, self.dims).detach())
 
     def of_variants(self, clean: Any, i: int) -> Callable[[Any], Tensor]:
-        _, classes = self.scores(clean)
+        table = self._table(clean)
+        classes = class_targets(self.pick(clean, table), table)
         like = None if self.like is None else self.like[i : i + 1]
-        return lambda output: self.read(output, like)[:, classes[i].reshape(-1)].T  # type: ignore[index]
+        return lambda output: self.read(output, like)[:, classes[i].reshape(-1)].T
 
     def total(self, output: Any, classes: Sequence[int] = ()) -> Tensor:
         table = self._table(output)

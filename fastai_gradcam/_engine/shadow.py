@@ -126,16 +126,20 @@ class _Copier:
         return obj if owner is None or self(owner) is owner else getattr(self(owner), obj.__name__)
 
     def _function(self, obj: types.FunctionType) -> types.FunctionType:
-        "The function itself, or one with cells of its own if it holds or changes a state."
-        if not obj.__closure__:
-            return obj
+        "The function itself, or a new one if its closure or its defaults hold a state or a module."
         self.memo[id(obj)] = obj
-        cells = [self(cell) for cell in obj.__closure__]
-        held = [_content(cell) for cell in obj.__closure__]
-        if not _sets_cells(obj.__code__) and all(_content(c) is h for c, h in zip(cells, held, strict=True)):
+        closure, defaults = obj.__closure__ or (), (obj.__defaults__, obj.__kwdefaults__)
+        cells, (args, kwargs) = tuple(map(self, closure)), map(self, defaults)
+        held = [_content(cell) for cell in closure]
+        if (
+            not _sets_cells(obj.__code__)
+            and all(_content(cell) is was for cell, was in zip(cells, held, strict=True))
+            and (args, kwargs or None) == defaults
+            and all(a is b for a, b in zip(args or (), obj.__defaults__ or (), strict=True))
+        ):
             return obj
-        new = types.FunctionType(obj.__code__, obj.__globals__, obj.__name__, obj.__defaults__, tuple(cells))
-        new.__kwdefaults__, new.__qualname__ = obj.__kwdefaults__, obj.__qualname__
+        new = types.FunctionType(obj.__code__, obj.__globals__, obj.__name__, args, cells)
+        new.__kwdefaults__, new.__qualname__ = kwargs, obj.__qualname__
         self.memo[id(obj)] = new
         for cell in cells:
             if _content(cell) is obj:
@@ -159,7 +163,7 @@ class _Copier:
         if self.own_weights or obj.is_inference():
             data = data.clone()
         if issubclass(type(obj), nn.Parameter):
-            new = Tensor._make_subclass(type(obj), data, obj.requires_grad)  # type: ignore[attr-defined]
+            new = Tensor._make_subclass(type(obj), data, obj.requires_grad)
         else:
             new = nn.Parameter(data, obj.requires_grad)
         vars(new).update(vars(obj))
@@ -180,7 +184,7 @@ class _Copier:
                 # Objects that refuse to be pickled may be copied by their attributes.
                 if not hasattr(obj, "__dict__") or kind.__module__ == builtins.__name__:
                     raise
-                reduced = copyreg.__newobj__, (kind,), vars(obj)  # type: ignore[attr-defined]
+                reduced = kind.__new__, (kind,), vars(obj)
             return obj if isinstance(reduced, str) else self._rebuilt(obj, *reduced)
         except (GradCAMError, RecursionError):
             raise

@@ -87,9 +87,7 @@ def _of_layer(
     return A, list(torch.stack(found, 1).unsqueeze(-1).unflatten(-1, [1] * (A.ndim - 2)))  # (K, N, C, 1, …)
 
 
-def _finer(
-    net: nn.Module, inputs: Inputs, spots: Sequence[Spot]
-) -> tuple[nn.Module, Inputs, Sequence[Spot]] | None:
+def _finer(net: nn.Module, inputs: Inputs, spots: Sequence[Spot]) -> tuple[nn.Module, Inputs, Sequence[Spot]] | None:
     "The same in float32, `None` where nothing is coarser than that."
     kind = inputs.x.device.type
     coarse = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
