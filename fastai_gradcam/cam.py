@@ -15,14 +15,14 @@ from ._engine.inputs import Inputs, inputs_of
 from ._engine.layers import Layer, named_layers, unwrap
 from ._engine.look import Look, Spot, look
 from ._engine.method import MapFunction, Method
-from ._engine.question import Question, as_question
+from ._engine.question import Question
 from ._engine.shadow import shadow
 from ._engine.space import Reshape
 from ._engine.views import noisy_copies, question_of_view, unchanged_view, views
 from ._engine.weights import weigh
 from ._errors import GradCAMTypeError
 from .methods import resolve_method
-from .targets import Target
+from .targets import Target, as_question
 
 __all__ = ["CAMs", "explain", "gradcam"]
 

@@ -11,16 +11,16 @@ which returns the callable to ask the copies with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from ._engine.nested import plain
+from ._engine.question import OfClasses, OfFunction, Question
+from ._engine.scores import class_scores, class_targets, main_output, predicted, regions, two_sided
 from ._errors import GradCAMError, GradCAMTypeError
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Decided",
     "Segment",
     "Target",
+    "as_question",
     "class_scores",
     "class_targets",
     "contrast",
@@ -51,71 +52,6 @@ class Decided:
 
 
 Target = None | int | Sequence[int] | Tensor | Decided | Callable[[Any], Tensor]
-
-
-def main_output(output: Any, dims: int = 2) -> Tensor:
-    """The tensor of scores in a model's output: itself, the first of a tuple, or `logits`/`out`/the first of a mapping.
-
-    `dims`: the images' dimensions of space. Of signals, `dims=1`, a map of classes `(N, C, cells)` becomes
-    `(N, C, 1, cells)`, so that it is told from the `(N, boxes, 4)` of a detector of images.
-    """
-    if isinstance(output, Tensor):
-        output = plain(output)
-        return output.unsqueeze(2) if dims == 1 and output.ndim == 3 else output
-    if isinstance(output, Mapping):
-        key = next((k for k in ("logits", "out") if k in output), next(iter(output), None))
-        if key is not None:
-            return main_output(output[key], dims)
-    if isinstance(output, (tuple, list)) and output:
-        return main_output(output[0], dims)
-    raise GradCAMTypeError(
-        f"The model's output is a {type(output).__name__}, not a tensor; pass target= a callable that takes this "
-        "output and returns one score per image."
-    )
-
-
-def class_scores(output: Tensor, like: Tensor | None = None) -> Tensor:
-    """One score per image and class, `(N, C)`, from a model's tensor of scores.
-
-    `(N, C)` is itself. `(N,)` and `(N, 1)` have two sides: −s is class 0, s is class 1. In `(N, C, *space)` with two or
-    more dimensions of space, each class is summed over its region (`regions`) in `like`, by default `output` itself.
-    Raises `ValueError` for other shapes.
-    """
-    output = _two_sided(output)
-    if output.ndim == 2:
-        return output
-    return (output.float() * regions(output if like is None else _two_sided(like))).flatten(2).sum(2)
-
-
-def regions(output: Tensor) -> Tensor:
-    "1 where a class of `(N, C, *space)` scores is the predicted one; a class predicted nowhere has the whole image."
-    mine = _where_predicted(output)
-    nowhere = mine.flatten(2).sum(2).eq(0)
-    return torch.where(nowhere.view(*nowhere.shape, *[1] * (output.ndim - 2)), 1, mine).float()
-
-
-def predicted(output: Tensor) -> Tensor:
-    "Each image's predicted class, LongTensor `(N,)`; of a map of classes, the one with the largest region."
-    output = _two_sided(output.detach())
-    return output.argmax(1) if output.ndim == 2 else _where_predicted(output).flatten(2).sum(2).argmax(1)
-
-
-def _where_predicted(output: Tensor) -> Tensor:
-    return one_hot(output.detach().argmax(1), output.shape[1]).movedim(-1, 1)
-
-
-def _two_sided(output: Tensor) -> Tensor:
-    "Scores as `(N, C)` or `(N, C, *space)` with C ≥ 2."
-    if output.ndim == 1:
-        output = output[:, None]
-    elif output.ndim > 2 and output[0, 0].numel() == 1:
-        output = output.flatten(1)
-    if output.ndim in (0, 3) or output.numel() == 0:
-        raise GradCAMError(
-            f"The model's output has shape {tuple(output.shape)}, not (images, classes), so there is no class to "
-            "explain; pass target= a callable that takes this output and returns one score per image."
-        )
-    return torch.cat([-output, output], 1) if output.shape[1] == 1 else output
 
 
 def _listed(classes: Any) -> Any:
@@ -192,7 +128,7 @@ class Segment:
     def _read(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
         "The scores `(N, C, *space)`, the weights of their cells `(N, 1 or C, *space)`, and the classes `(N,)`."
         # Who asks for a segment says that there is space, be it that of a signal.
-        logits = _two_sided(main_output(output, dims=1))
+        logits = two_sided(main_output(output, dims=1))
         if logits.ndim < 4:
             raise GradCAMError(f"segment() explains an output (N, classes, *space), got {tuple(logits.shape)}.")
         where = regions(logits) if self.mask is None else self._weights(logits, tuple(main_output(output).shape[2:]))
@@ -306,41 +242,19 @@ def contrast(of: Any, against: Any = None) -> Contrast:
     return Contrast(of, against)
 
 
-def class_targets(target: Target, output: Tensor) -> Tensor:
-    """The classes to explain, as a LongTensor `(N,)` or `(N, K)` on `output`'s device.
+def as_question(target: Target, n: int, dims: int = 2) -> Question:
+    "What `target` asks of the output for `n` images with `dims` dimensions of space."
+    if isinstance(target, Decided):
+        decided = target
+        return OfClasses(decided.read, lambda output, table: decided.pick(table.detach()), dims)
+    if isinstance(target, Contrast):
+        target = replace(target, dims=dims)
+    if callable(target):
+        return OfFunction(target, n)
 
-    `output`: the model's tensor of scores, as `class_scores` takes it. `target`: `None` is each image's predicted class.
-    Raises `ValueError` for an output without classes, a number of targets that is not the batch's, or an index outside
-    of `0…C-1`.
-    """
-    n, classes = _two_sided(output).shape[:2]
+    def read(output: Any, like: Tensor | None = None) -> Tensor:
+        return class_scores(main_output(output, dims), like)
+
     if target is None:
-        return predicted(output)
-    try:
-        wanted = torch.as_tensor(target, device=output.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise GradCAMTypeError(_expected(target)) from error
-    if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
-        raise GradCAMTypeError(_expected(target))
-    wanted = wanted.long()
-    if wanted.ndim == 0:
-        wanted = wanted.expand(n)
-    if wanted.ndim > 2 or len(wanted) != n:
-        raise GradCAMError(
-            f"target has shape {tuple(wanted.shape)} for a batch of {n} images: give one class for all, "
-            f"one per image ({n},), or several per image ({n}, K)."
-        )
-    if wanted.numel() == 0:
-        raise GradCAMError("target is empty: give at least one class per image.")
-    low, high = int(wanted.min()), int(wanted.max())
-    if low < 0 or high >= classes:
-        raise GradCAMError(
-            f"target {low if low < 0 else high} is out of range: the model has classes 0 to {classes - 1}."
-        )
-    return wanted
-
-
-def _expected(target: object) -> str:
-    return (
-        f"target must be None, a class index, a LongTensor (N,) or (N, K), or a callable on the output, got {target!r}."
-    )
+        return OfClasses(read, lambda output, table: predicted(main_output(output, dims)), dims)
+    return OfClasses(read, lambda output, table: target, dims)

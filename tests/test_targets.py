@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastai_gradcam._engine.question import as_question
 from fastai_gradcam.cam import gradcam
 from fastai_gradcam.methods import resolve_method
-from fastai_gradcam.targets import class_targets, contrast, main_output, segment
+from fastai_gradcam.targets import as_question, class_targets, contrast, main_output, segment
 
 
 class Says(nn.Module):

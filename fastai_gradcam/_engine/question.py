@@ -1,4 +1,4 @@
-"""What is asked of an output: the one place that tells the kinds of targets apart."""
+"""What is asked of an output: scores of classes, or of the caller's own function."""
 
 from __future__ import annotations
 
@@ -10,28 +10,10 @@ import torch
 from torch import Tensor
 
 from .._errors import GradCAMError, GradCAMTypeError
-from ..targets import Contrast, Decided, Target, class_scores, class_targets, main_output, predicted
 from .nested import map_tensors, tensors
+from .scores import class_targets, main_output
 
-__all__ = ["Question", "as_question"]
-
-
-def as_question(target: Target, n: int, dims: int = 2) -> Question:
-    "What `target` asks of the output for `n` images with `dims` dimensions of space."
-    if isinstance(target, Decided):
-        decided = target
-        return _Classes(decided.read, lambda output, table: decided.pick(table.detach()), dims)
-    if isinstance(target, Contrast):
-        target = replace(target, dims=dims)
-    if callable(target):
-        return _Function(target, n)
-
-    def read(output: Any, like: Tensor | None = None) -> Tensor:
-        return class_scores(main_output(output, dims), like)
-
-    if target is None:
-        return _Classes(read, lambda output, table: predicted(main_output(output, dims)), dims)
-    return _Classes(read, lambda output, table: target, dims)
+__all__ = ["OfClasses", "OfFunction", "Question"]
 
 
 class Question:
@@ -59,7 +41,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class _Classes(Question):
+class OfClasses(Question):
     "Classes of a table of scores. `pick(output, table)` names them; `like`: the scores whose regions count."
 
     read: Callable[..., Tensor]
@@ -97,7 +79,7 @@ class _Classes(Question):
 
 
 @dataclass(frozen=True)
-class _Function(Question):
+class OfFunction(Question):
     "The caller's own function of the output for `n` images."
 
     function: Callable[[Any], Tensor]
@@ -115,7 +97,7 @@ class _Function(Question):
         settle = getattr(self.function, "settled", None)
         if self.is_settled or not callable(settle):
             return self
-        return _Function(settle(output), self.n, True)
+        return OfFunction(settle(output), self.n, True)
 
     def of_variants(self, clean: Any, i: int) -> Callable[[Any], Tensor]:
         def score(output: Any) -> Tensor:
