@@ -82,7 +82,7 @@ def check_contents(sdist: Path, wheel: Path, known: set[str]) -> str:
     So that the tests, which read the tree, run in what the sdist unpacks to.
     """
     wanted = {name for name in known if name.startswith("fastai_gradcam/")}
-    assert {"fastai_gradcam/py.typed", "fastai_gradcam/report/report.html"} <= wanted
+    assert {"fastai_gradcam/py.typed", "fastai_gradcam/report/static/report.html"} <= wanted
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = next(n for n in names if n.endswith(".dist-info/METADATA"))

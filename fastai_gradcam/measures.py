@@ -10,6 +10,7 @@ A map is a non-negative array: `(h, w)` for an image, any number of spatial axes
   `(n, h, w)` array gives `n` numbers. `dims=3` makes a `(d, h, w)` volume one map.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -231,6 +232,11 @@ def _concentration(shares: np.ndarray) -> np.ndarray:
     n = shares.shape[-1]
     k = _count(n, CONCENTRATED)
     return np.minimum(np.partition(shares, n - k, axis=-1)[..., n - k :].sum(-1), 1.0)
+
+
+def ring_share(space: Sequence[int]) -> float:
+    "The share of a map's cells in its outermost ring: the border share of evenly spread attention."
+    return float(_border(tuple(space)).mean())
 
 
 @lru_cache(maxsize=64)

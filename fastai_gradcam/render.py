@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ._errors import one_of
+from ._errors import GradCAMError, one_of
 
 __all__ = ["DEFAULT_ALPHA", "DEFAULT_CMAP", "Cell", "colormap", "grid", "normalise", "overlay", "upsample"]
 
@@ -26,9 +26,9 @@ VERDICTS = {True: RIGHT, False: WRONG, None: FAINT}
 
 @lru_cache
 def colormap(name: str) -> np.ndarray:
-    "The 256 colours of matplotlib's colormap `name`, uint8 `(256, 3)`. Raises `ValueError` for an unknown one."
+    "The 256 colours of matplotlib's colormap `name`, uint8 `(256, 3)`. Raises `GradCAMError` for an unknown one."
     if name not in matplotlib.colormaps:
-        raise ValueError(one_of("colormap", name, [n for n in matplotlib.colormaps if not n.endswith("_r")]))
+        raise GradCAMError(one_of("colormap", name, [n for n in matplotlib.colormaps if not n.endswith("_r")]))
     return (matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3]).copy()
 
 
@@ -65,11 +65,11 @@ def overlay(
     """`image` with `map` over it: `(1 - alpha)·image + alpha·colour`, at the image's size, RGB.
 
     `map`: `(h, w)`, any resolution, or a volume `(d, h, w)`, drawn as `slices`; `vmax`: the value of the hottest colour
-    (default: the map's maximum). An empty map is shown as what it is: the image, without colour. Raises `ValueError`
+    (default: the map's maximum). An empty map is shown as what it is: the image, without colour. Raises `GradCAMError`
     for an alpha outside of 0…1 and for a colormap that matplotlib has not.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in 0…1, got {alpha!r}.")
+        raise GradCAMError(f"alpha must lie in 0…1, got {alpha!r}.")
     colours = colormap(cmap)
     image = image.convert("RGB")
     map = slices(np.asarray(map)) if np.ndim(map) == 3 else map
@@ -78,6 +78,15 @@ def overlay(
         return image
     coloured = Image.fromarray(colours[np.rint(heat * 255).astype(np.uint8)])
     return Image.blend(image, coloured, alpha)
+
+
+@dataclass(frozen=True)
+class Style:
+    "How maps are drawn: opacity, colormap, and the value of the hottest colour (`None`: each map's maximum)."
+
+    alpha: float = DEFAULT_ALPHA
+    cmap: str = DEFAULT_CMAP
+    vmax: float | None = None
 
 
 @dataclass
@@ -109,11 +118,11 @@ def grid(
     a sign for those who cannot tell the two. `heading` stands above all, on as many lines as it needs.
     """
     if not cells:
-        raise ValueError("There are no cells to draw.")
+        raise GradCAMError("There are no cells to draw.")
     columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
     rows = math.ceil(len(cells) / columns)
     gap, text, notes = tile // 16, font(tile // 14), any(c.note for c in cells)
-    line = round(text.size * 1.35)
+    line = _line_of(text)
     high = max(fit(c.image.size, tile)[1] for c in cells)
     lines = 1 + any(c.subtitle for c in cells) + notes
     step_x, step_y = tile + gap, high + lines * line + gap + line // 4
@@ -129,28 +138,18 @@ def grid(
     for i, words in enumerate(head):
         draw.text((gap, gap + i * head_line), words, INK if i == 0 else FAINT, head_font)
     for i, cell in enumerate(cells):
-        x, y = gap + (i % columns) * step_x, top + (i // columns) * step_y
-        _draw_cell(page, draw, cell, x, y, tile, high, text, line, alpha, cmap)
+        at = gap + (i % columns) * step_x, top + (i // columns) * step_y
+        _draw_cell(page, cell, at, tile, high, Style(alpha, cmap))
     return page
 
 
-def _draw_cell(
-    page: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    cell: Cell,
-    x: int,
-    y: int,
-    tile: int,
-    high: int,
-    text: ImageFont.FreeTypeFont,
-    line: int,
-    alpha: float,
-    cmap: str,
-) -> None:
+def _draw_cell(page: Image.Image, cell: Cell, at: tuple[int, int], tile: int, high: int, style: Style) -> None:
+    "A cell with its upper left corner `at`; its image is centred in `tile` × `high` pixels, with words below."
+    (x, y), text, draw = at, font(tile // 14), ImageDraw.Draw(page)
     size = fit(cell.image.size, tile)
     picture = cell.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     if cell.map is not None:
-        picture = overlay(picture, cell.map, alpha, cmap)
+        picture = overlay(picture, cell.map, style.alpha, style.cmap, style.vmax)
     left, above = x + (tile - size[0]) // 2, y + (high - size[1]) // 2
     page.paste(picture, (left, above))
     colour = VERDICTS[cell.verdict]
@@ -159,11 +158,16 @@ def _draw_cell(
     if cell.map is not None:
         mark_empty(draw, (left + stroke + 5, above + stroke + 3), cell.map, text)
     sign = {True: "✓ ", False: "✗ ", None: ""}[cell.verdict]
+    line = _line_of(text)
     below = y + high + line // 4
     written = [(cell.title, INK), (sign + cell.subtitle if cell.subtitle else "", colour), (cell.note, FAINT)]
     for words, ink in (w for w in written if w[0]):
         draw.text((x, below), shorten(words, text, tile), ink, text)
         below += line
+
+
+def _line_of(text: ImageFont.FreeTypeFont) -> int:
+    return round(text.size * 1.35)
 
 
 def mark_empty(draw: ImageDraw.ImageDraw, at: tuple[int, int], map: np.ndarray, text: ImageFont.FreeTypeFont) -> None:

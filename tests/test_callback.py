@@ -32,7 +32,8 @@ from torch import nn
 from training import Quiet, one_thread, tiny, tiny_learner, watch  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback, Run, gradcam
-from fastai_gradcam._run.writer import heading
+from fastai_gradcam._draw.frame import heading
+from fastai_gradcam._run.words import frame_name
 from fastai_gradcam.measures import MEASURES, measure
 from fastai_gradcam.render import RIGHT, WRONG, overlay
 from fastai_gradcam.run import HISTORY_COLUMNS
@@ -93,15 +94,15 @@ def test_run_json_says_what_the_design_says(tuned):
 
 
 def test_metrics_are_the_recorders_and_end_up_in_the_heading(tuned):
-    frames = tuned.run.frames
-    assert frames[0]["metrics"] == {} and heading(frames[0]) == "Before training\nframe 0"
+    frames = tuned.run.contents().frames
+    assert frames[0].metrics == {} and heading(frames[0]) == "Before training\nframe 0"
     for frame, log in zip(frames[1:], tuned.logs, strict=True):
-        assert list(frame["metrics"]) == ["train_loss", "valid_loss", "accuracy", "error_rate"]
-        for name, value in frame["metrics"].items():
+        assert list(frame.metrics) == ["train_loss", "valid_loss", "accuracy", "error_rate"]
+        for name, value in frame.metrics.items():
             assert value == pytest.approx(float(log[name]), rel=1e-12)
         words = heading(frame)
-        assert words.startswith(f"Fit {frame['fit']} · epoch {frame['epoch']}\n")
-        assert f"accuracy {frame['metrics']['accuracy']:.4g}" in words and "valid_loss" in words
+        assert words.startswith(f"{frame_name(frame).capitalize()}\n")
+        assert f"accuracy {frame.metrics['accuracy']:.4g}" in words and "valid_loss" in words
 
 
 def test_history_has_the_columns_of_the_design_and_a_row_per_frame_image_and_layer(tuned):

@@ -642,13 +642,13 @@ def test_runs_that_start_in_the_same_second_have_their_own_folders(learner, tmp_
     monkeypatch.setattr(fastai_gradcam._watch.begin, "timestamp", lambda folder: next(names))
     first, second = learner(GradCAMCallback(n=2)), learner(GradCAMCallback(n=2))
     first.fit(1)
-    make = fastai_gradcam._run.writer.Recorder.create.__func__
+    make = fastai_gradcam._run.writer.Writer.create.__func__
     learn = second
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self, **k: False if self.name == taken else exists(self, **k))
     learn.fit(1)
     monkeypatch.setattr(Path, "exists", exists)
-    assert make is fastai_gradcam._run.writer.Recorder.create.__func__
+    assert make is fastai_gradcam._run.writer.Writer.create.__func__
     assert {p.name for p in (tmp_path / "gradcam").iterdir()} == {taken, f"{taken}_2"}
 
 

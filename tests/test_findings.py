@@ -544,7 +544,7 @@ def test_maps_that_are_not_finite_come_first(evidence):
     diverged = history(lambda f, i, k: undefined | {"prob": np.nan, "pred_prob": np.nan} if f >= 3 else {})
     found = only(findings(diverged))
     assert (found["kind"], found["severity"], found["frame"]) == ("non_finite", 1.0, 3)
-    assert found["text"] == "16 of 16 images: the map holds NaN or infinity, since frame 3"
+    assert found["text"] == "4 of 4 classes (16 of 16 images): the map holds NaN or infinity, since frame 3"
     both = findings(history(lambda f, i, k: undefined if i == 0 else {"mask_share": 0.0}))
     assert both["kind"].tolist()[0] == "non_finite" and len(both) == 2
     assert both["items"][0] == (0,) and both["label"][0] == "Bass"
@@ -714,5 +714,5 @@ def test_hostile_labels_are_text():
     assert set(table.index) == set(names)
     assert table["text"][names[0]].startswith("<script>alert(1)</script> (4 of 4 images): ")
     assert table["text"][names[1]].startswith("a b \"' (4 of 4 images): ")
-    assert table["text"][names[2]].startswith("x" * 59 + "… (4 of 4 images): ")
+    assert table["text"][names[2]].startswith("x" * 30 + "…" + "x" * 29 + " (4 of 4 images): ")
     assert table["text"][names[3]].startswith("🐟 שלום (4 of 4 images): ")

@@ -1,8 +1,7 @@
-"""What of a run is drawn: one layer of its complete frames, the numbers that go with them, and words for them."""
+"""The frames of a run as a series: the maps of one layer, the numbers that go with them, and words for them."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,63 +9,50 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .._errors import one_of
+from .._errors import GradCAMError, one_of
+from .._run.files import warn
+from .._run.reader import RunFiles
+from .._run.schema import FrameEntry
+from .._run.words import frame_name, prediction
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..run import Run
-
-__all__ = [
-    "Course",
-    "about",
-    "evenly",
-    "first_class",
-    "items_of",
-    "layer_of",
-    "prediction",
-    "scale_of",
-    "title",
-]
+__all__ = ["Series", "about", "evenly", "first_class", "items_of", "layer_of", "scale_of"]
 
 SCALES = ("map", "image", "all")
+GREY = "#8c959f"
 
 
-def title(frame: dict[str, Any], several_fits: bool = True) -> str:
-    "A frame's name in few letters: `before`, `epoch 3`, or `fit 1 ep 3` where a run has several fits."
-    if frame["epoch"] < 0:
-        return "before"
-    return f"fit {frame['fit']} ep {frame['epoch']}" if several_fits else f"epoch {frame['epoch']}"
+class Series:
+    """The complete frames of a run, their maps `(n, h, w)` of one layer and first class, and the history.
 
+    Frames with damaged maps are left out with a warning. Raises `GradCAMError` for a layer that the run does not have,
+    and if no frame is complete.
+    """
 
-class Course:
-    "What of a run is drawn: its complete frames, their maps `(n, h, w)` of one layer and first class, its history."
-
-    def __init__(self, run: Run, layer: str | None):
-        layer = layer_of(run, layer)
-        self.run, self.layer, self.panel = run, layer, run.panel
-        self.all_frames: list[dict] = run.frames
-        self.frames: list[dict] = []
+    def __init__(self, run: RunFiles, layer: str | None):
+        self.run, self.layer = run.frozen(), layer_of(run, layer)
+        self.info = self.run.contents()
+        self.frames: list[FrameEntry] = []
         self.maps: list[np.ndarray] = []
         self.classes = 1
         self.grey: set[int] = set()
         self._images: dict[int, Image.Image] = {}
-        for frame in self.all_frames:
+        for frame in self.info.complete:
             try:
-                stored = _maps_of(run, frame["frame"], layer, len(self.panel))
-            except ValueError as error:
-                if frame["status"] == "ok":
-                    warnings.warn(f"Frame {frame['frame']} is left out: {error}", stacklevel=4)
+                stored = self.run.maps_of(frame.frame, [self.layer])[self.layer]
+            except GradCAMError as error:
+                warn(f"Frame {frame.frame} is left out: {error}")
                 continue
             self.frames.append(frame)
             self.classes = 1 if stored.ndim == 3 else stored.shape[1]
             self.maps.append(stored if stored.ndim == 3 else stored[:, 0])
         if not self.frames:
-            raise ValueError(f"The run {run.name!r} has no complete frame yet.")
-        history = run.history
-        self.history = history[history["layer"] == layer]
-        self.about = about(run, layer, self.classes)
-        self.several = len({f["fit"] for f in self.frames}) > 1
+            raise GradCAMError(f"The run {run.name!r} has no complete frame yet.")
+        history = self.run.history
+        self.history = history[history["layer"] == self.layer]
+        self.about = about(run, self.layer, self.classes)
         self.masked = bool(self.history["mask_share"].notna().any())
 
     @cached_property
@@ -75,85 +61,92 @@ class Course:
         return {int(item): rows.set_index("frame") for item, rows in first.groupby("item")}
 
     def image(self, item: int) -> Image.Image:
-        "Image `item` of the panel, or, with a warning, a grey one where it cannot be read."
+        "Image `item` of the panel; if it cannot be read, a grey one with a warning."
         if item not in self._images:
             try:
                 self._images[item] = self.run.image(item)
-            except ValueError as error:
-                warnings.warn(f"Image {item} is drawn grey: {error}", stacklevel=4)
+            except GradCAMError as error:
+                warn(f"Image {item} is drawn grey: {error}")
                 self.grey.add(item)
-                entry = self.panel[item]
-                self._images[item] = Image.new("RGB", (entry["width"], entry["height"]), "#8c959f")
+                entry = self.info.panel[item]
+                self._images[item] = Image.new("RGB", (entry.width, entry.height), GREY)
         return self._images[item]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        "Width and height of the panel's first image."
+        return self.info.panel[0].width, self.info.panel[0].height
+
     def label(self, item: int) -> str:
-        return str(self.panel[item]["label"] or self.panel[item]["name"])
+        entry = self.info.panel[item]
+        return str(entry.label or entry.name)
+
+    def name(self, k: int, several_fits: bool | None = None) -> str:
+        "The name of the series' `k`-th frame."
+        return frame_name(self.frames[k], self.info.several_fits if several_fits is None else several_fits)
 
     def values(self, item: int, column: str) -> np.ndarray:
-        "A number of one image over the complete frames, NaN where it is unknown."
-        numbers = [f["frame"] for f in self.frames]
+        "A number of one image over the frames, NaN where it is unknown."
+        numbers = [f.frame for f in self.frames]
         if item not in self._by_item:
             return np.full(len(numbers), np.nan)
         return self._by_item[item][column].reindex(numbers).to_numpy(dtype=float)
 
-    def verdict(self, item: int, k: int) -> bool | None:
-        if item not in self._by_item:
-            return None
-        return _verdict(self._by_item[item]["correct"].get(self.frames[k]["frame"]))
+    def row(self, item: int, k: int) -> pd.Series | None:
+        "The row of the history for one image in the series' `k`-th frame."
+        rows, number = self._by_item.get(item), self.frames[k].frame
+        return None if rows is None or number not in rows.index else rows.loc[number]
+
+    def answer(self, item: int, k: int) -> tuple[str, bool | None]:
+        "The prediction in words, and whether it is right; `None` if that is unknown."
+        row = self.row(item, k)
+        if row is None:
+            return "", None
+        return prediction(row["pred"], row["pred_prob"]), _verdict(row["correct"])
 
 
-def _maps_of(run: Run, number: int, layer: str, n: int) -> np.ndarray:
-    stored = run.maps(number)
-    if layer not in stored:
-        raise ValueError(f"The maps of frame {number} have no layer {layer!r}.")
-    maps = stored[layer]
-    if maps.ndim not in (3, 4) or len(maps) != n or 0 in maps.shape or maps.dtype.kind not in "fiub":
-        raise ValueError(f"The maps of frame {number} are {maps.dtype} {maps.shape}, for a panel of {n} images.")
-    return maps
-
-
-def layer_of(run: Run, layer: str | None) -> str:
-    "The layer to draw: by default the last, which says most about the class, and is the one that the findings judge."
-    layers = run.layers
+def layer_of(run: RunFiles, layer: str | None) -> str:
+    "The layer to draw: by default the last, which says most about the class, and which the findings judge."
+    layers = run.contents().layers
     layer = layers[-1] if layer is None else layer
     if layer not in layers:
-        raise ValueError(f"The run has no layer {layer!r}; it has {', '.join(layers)}.")
+        raise GradCAMError(f"The run has no layer {layer!r}; it has {', '.join(layers)}.")
     return layer
 
 
-def about(run: Run, layer: str, classes: int) -> str:
+def about(run: RunFiles, layer: str, classes: int) -> str:
     "Which of several layers and classes is drawn, in words."
-    parts = [f"layer {layer}"] if len(run.layers) > 1 else []
+    parts = [f"layer {layer}"] if len(run.contents().layers) > 1 else []
     parts += [f"the first of {classes} classes"] if classes > 1 else []
     return ", ".join(parts)
 
 
 def first_class(history: pd.DataFrame, classes: int) -> pd.DataFrame:
-    "Of a layer's rows those of the first of `classes`; where a row is lost nobody knows which of an image's is the first."
+    "The rows of the first class. Images with missing rows are dropped, because their first class is unknown."
     groups = history.groupby(["frame", "item"])
     return history[(groups.cumcount() == 0) & (groups["item"].transform("size") == classes)]
 
 
-def items_of(run: Run, items: Sequence[int] | None) -> list[int]:
-    size = len(run.panel)
+def items_of(run: RunFiles, items: Sequence[int] | None) -> list[int]:
+    size = len(run.contents().panel)
     items = list(range(size)) if items is None else list(items)
     unknown = [i for i in items if not 0 <= i < size]
     if unknown:
-        raise ValueError(f"There is no image {unknown[0]}: the panel has images 0 to {size - 1}.")
+        raise GradCAMError(f"There is no image {unknown[0]}: the panel has images 0 to {size - 1}.")
     if not items:
-        raise ValueError("items=[] leaves nothing to draw.")
+        raise GradCAMError("items=[] leaves nothing to draw.")
     return items
 
 
-def scale_of(courses: Sequence[Course], items: Sequence[int], scale: str) -> Callable[[int], float | None]:
-    "The value of the hottest colour for an image; `None` where each map has its own."
+def scale_of(series: Sequence[Series], items: Sequence[int], scale: str) -> Callable[[int], float | None]:
+    "The value of the hottest colour for an image; `None` if each map has its own."
     if scale not in SCALES:
-        raise ValueError(one_of("scale", scale, SCALES))
+        raise GradCAMError(one_of("scale", scale, SCALES))
     if scale == "map":
         return lambda item: None
 
     def top(item: int) -> float:
-        maps = (m[item] for course in courses for m in course.maps)
+        maps = (m[item] for one in series for m in one.maps)
         return max((float(m[np.isfinite(m)].max(initial=0)) for m in maps), default=0.0)
 
     if scale == "image":
@@ -163,14 +156,8 @@ def scale_of(courses: Sequence[Course], items: Sequence[int], scale: str) -> Cal
 
 
 def evenly(count: int, most: int) -> list[int]:
+    "At most `most` of `count` places, evenly spread, the first and the last among them."
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, max(1, most)))})
-
-
-def prediction(rows: pd.DataFrame, item: int) -> tuple[str, bool | None]:
-    if item not in rows.index:
-        return "", None
-    row = rows.loc[item]
-    return f"{row['pred']} {row['pred_prob']:.0%}" if row["pred"] else "", _verdict(row["correct"])
 
 
 def _verdict(correct: Any) -> bool | None:

@@ -2,193 +2,213 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..render import FAINT, INK, PAPER, VERDICTS, WRONG, fit, font, mark_empty, overlay, shorten
-from .series import Course
+from ..render import FAINT, INK, PAPER, VERDICTS, WRONG, Style, fit, font, mark_empty, overlay, shorten
+from .curves import Curve, curves
+from .series import Series
 
-__all__ = ["MOST_COLUMNS", "Head", "Sheet", "overlays"]
+__all__ = ["MOST_COLUMNS", "Head", "Plan", "Sheet", "draw_row"]
 
 MOST_COLUMNS = 12
-_FINER = 3
 
+# A colour with "solid", "dashed" or a letter.
 Mark = tuple[str, str]
+# Lines of (mark, words).
 Head = Sequence[Sequence[tuple[Mark | None, str]]]
 
 
-@dataclass
-class Sheet:
-    """A page of blocks, one for each image: its label, rows of pictures over columns, and a strip of curves.
+@dataclass(frozen=True)
+class Plan:
+    """Where everything stands on a sheet, in pixels.
 
-    `head`: lines of `(mark, words)` above all; a mark is a colour with `"solid"`, `"dashed"` or a letter. `entry`: an
-    image of the panel, for its shape. `tile`: pixels of a picture's side, default what fills a screen's width.
+    `count` images of `size`, each with `rows` of an image and `columns` frames, and a strip of curves below. `tile`:
+    the side of a picture. Many images with few columns stand in two blocks side by side.
     """
 
-    head: Head
+    size: tuple[int, int]
     count: int
     columns: int
     rows: int
-    entry: dict[str, Any]
-    tile: int | None = None
+    tile: int
+    blocks: int
 
-    def __post_init__(self) -> None:
-        blocks = 2 if self.count > 6 // self.rows and self.columns <= 7 else 1
-        self.side = tile = self.tile or min(160, max(88, 1200 // (blocks * (self.columns + 1))))
-        self.high = fit((self.entry["width"], self.entry["height"]), tile)[1]
-        self.space, self.strip = max(6, tile // 16), round(tile * 0.4)
-        self.text, self.small = font(max(11, tile // 9)), font(max(9, tile // 14))
-        self.line = round(self.text.size * 1.5)
-        self.wide = self.space + (1 + self.columns) * (tile + self.space)
-        self.step = self.line + self.rows * (self.high + self.space) + self.strip + self.space
-        self.per_block = -(-self.count // blocks)
-        width = max(240, blocks * self.wide + (blocks - 1) * 3 * self.space + self.space)
-        head = _head(self.head, self.text, self.space, self.line, width)
-        self.top = head.height + self.line + self.space
-        self.image = Image.new("RGB", (width, self.top + self.per_block * self.step), PAPER)
-        self.image.paste(head)
+    @classmethod
+    def of(cls, size: tuple[int, int], count: int, columns: int, rows: int, tile: int | None) -> Plan:
+        "The plan that fills a screen's width, or with the `tile` asked for."
+        blocks = 2 if count > 6 // rows and columns <= 7 else 1
+        return cls(size, count, columns, rows, tile or min(160, max(88, 1200 // (blocks * (columns + 1)))), blocks)
+
+    @property
+    def high(self) -> int:
+        return fit(self.size, self.tile)[1]
+
+    @property
+    def space(self) -> int:
+        return max(6, self.tile // 16)
+
+    @property
+    def strip(self) -> int:
+        return round(self.tile * 0.4)
+
+    @property
+    def text(self) -> ImageFont.FreeTypeFont:
+        return font(max(11, self.tile // 9))
+
+    @property
+    def small(self) -> ImageFont.FreeTypeFont:
+        return font(max(9, self.tile // 14))
+
+    @property
+    def line(self) -> int:
+        return round(self.text.size * 1.5)
+
+    @property
+    def step(self) -> int:
+        "From one image to the next below."
+        return self.line + self.rows * (self.high + self.space) + self.strip + self.space
+
+    @property
+    def wide(self) -> int:
+        "The width of a block."
+        return self.space + (1 + self.columns) * (self.tile + self.space)
+
+    @property
+    def width(self) -> int:
+        return max(240, self.blocks * self.wide + (self.blocks - 1) * 3 * self.space + self.space)
+
+    @property
+    def per_block(self) -> int:
+        return -(-self.count // self.blocks)
+
+    def at(self, place: int) -> tuple[int, int]:
+        "The upper left corner of an image's block, below the head."
+        block, row = divmod(place, self.per_block)
+        return block * (self.wide + 3 * self.space) + self.space, row * self.step
+
+
+class Sheet:
+    "The page itself: pictures, words and curves are put where the plan says."
+
+    def __init__(self, plan: Plan, head: Head):
+        self.plan = plan
+        above = _head(head, plan)
+        self.top = above.height + plan.line + plan.space
+        self.image = Image.new("RGB", (plan.width, self.top + plan.per_block * plan.step), PAPER)
+        self.image.paste(above)
         self.draw = ImageDraw.Draw(self.image)
-        self.blocks = blocks
 
     def _at(self, place: int) -> tuple[int, int]:
-        block, row = divmod(place, self.per_block)
-        return block * (self.wide + 3 * self.space) + self.space, self.top + row * self.step
+        x, y = self.plan.at(place)
+        return x, self.top + y
 
     def _cell(self, place: int, row: int, column: int) -> tuple[int, int]:
-        x, y = self._at(place)
-        return x + column * (self.side + self.space), y + self.line + row * (self.high + self.space)
+        (x, y), p = self._at(place), self.plan
+        return x + column * (p.tile + p.space), y + p.line + row * (p.high + p.space)
 
     def fitted(self, image: Image.Image) -> Image.Image:
-        scale = min(self.side / image.width, self.high / image.height)
+        scale = min(self.plan.tile / image.width, self.plan.high / image.height)
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         return image.resize(size, Image.Resampling.BICUBIC)
 
     def headings(self, words: Sequence[str]) -> None:
-        for block in range(self.blocks):
-            left = block * (self.wide + 3 * self.space) + self.space
+        p = self.plan
+        # One size for all of them, so that the longest fits.
+        text = p.text if max(map(p.text.getlength, words)) <= p.tile else p.small
+        for block in range(p.blocks):
+            left = block * (p.wide + 3 * p.space) + p.space
             for c, heading in enumerate(words):
-                at = (left + (c + 1) * (self.side + self.space), self.top - self.line - self.space // 2)
-                self.draw.text(at, shorten(heading, self.text, self.side), INK, self.text)
+                at = (left + (c + 1) * (p.tile + p.space), self.top - p.line - p.space // 2)
+                self.draw.text(at, shorten(heading, text, p.tile), INK, text)
 
     def label(self, place: int, words: str, warning: str = "") -> None:
-        room = self.wide - self.space
-        words = shorten(words, self.text, room // 2 if warning else room)
-        x, y = self._at(place)
-        self.draw.text((x, y), words, INK, self.text)
+        p, (x, y) = self.plan, self._at(place)
+        room = p.wide - p.space
+        words = shorten(words, p.text, room // 2 if warning else room)
+        self.draw.text((x, y), words, INK, p.text)
         if warning:
-            indent = round(self.text.getlength(words)) + 2 * self.space
-            self.draw.text((x + indent, y), shorten(warning, self.text, room - indent), WRONG, self.text)
+            indent = round(p.text.getlength(words)) + 2 * p.space
+            self.draw.text((x + indent, y), shorten(warning, p.text, room - indent), WRONG, p.text)
 
-    def picture(
-        self,
-        place: int,
-        row: int,
-        column: int,
-        image: Image.Image,
-        map: np.ndarray | None = None,
-        verdict: bool | None = None,
+    def picture(self, place: int, row: int, column: int, image: Image.Image) -> None:
+        self.image.paste(image, self._cell(place, row, column))
+
+    def overlay(
+        self, place: int, row: int, column: int, image: Image.Image, map: np.ndarray, right: bool | None
     ) -> None:
+        "An image with its map already over it, framed by whether the prediction is right."
         x, y = self._cell(place, row, column)
         self.image.paste(image, (x, y))
-        if map is not None:
-            right, below = x + image.width - 1, y + image.height - 1
-            self.draw.rectangle((x, y, right, below), outline=VERDICTS[verdict], width=2)
-        if verdict is not None:
+        edge, below = x + image.width - 1, y + image.height - 1
+        self.draw.rectangle((x, y, edge, below), outline=VERDICTS[right], width=2)
+        if right is not None:
             # For those who cannot tell the two colours.
-            side = round(self.small.size * 1.3)
-            _chip(self.draw, (right - side + 1, y), "✓" if verdict else "✗", VERDICTS[verdict], self.small, side)
-        if map is not None:
-            mark_empty(self.draw, (x + 6, y + 5), map, self.small)
+            side = round(self.plan.small.size * 1.3)
+            _chip(self.draw, (edge - side + 1, y), "✓" if right else "✗", VERDICTS[right], self.plan.small, side)
+        mark_empty(self.draw, (x + 6, y + 5), map, self.plan.small)
 
     def gap(self, place: int, row: int, column: int, size: tuple[int, int]) -> None:
-        x, y = self._cell(place, row, column)
+        (x, y), text = self._cell(place, row, column), self.plan.small
         self.draw.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), outline="#d0d7de")
-        words = shorten("no such frame", self.small, size[0] - 8)
-        left = x + (size[0] - self.small.getlength(words)) / 2
-        self.draw.text((left, y + size[1] / 2 - self.small.size), words, FAINT, self.small)
+        words = shorten("no such frame", text, size[0] - 8)
+        left = x + (size[0] - text.getlength(words)) / 2
+        self.draw.text((left, y + size[1] / 2 - text.size), words, FAINT, text)
 
-    def chip(self, place: int, row: int, letter: str, colour: str) -> None:
-        _chip(self.draw, self._cell(place, row, 0), letter, colour, self.text, self.line)
+    def chip(self, place: int, row: int, mark: Mark) -> None:
+        _chip(self.draw, self._cell(place, row, 0), mark[1], mark[0], self.plan.text, self.plan.line)
 
-    def curves(self, place: int, curves: Sequence[tuple[np.ndarray, np.ndarray, str, bool]]) -> None:
-        "Each curve: where its points stand, in columns; their values 0…1; its colour; whether it is dashed."
-        x, y = self._cell(place, self.rows, 0)
-        y -= self.space
-        middle = self.side + self.space + self.side // 2
-        # Drawn larger, then reduced: Pillow's lines have steps.
-        width = middle + (self.columns - 1) * (self.side + self.space) + 2 * self.space
-        size = (width, self.strip + self.space)
-        image = Image.new("RGB", (_FINER * size[0], _FINER * size[1]), PAPER)
-        draw = ImageDraw.Draw(image)
-        x0, y0 = middle * _FINER, self.space * _FINER
-        x1, y1 = (size[0] - 2 * self.space) * _FINER, (size[1] - self.space // 2) * _FINER
-        draw.line((x0, y1, max(x0 + 1, x1), y1), "#d0d7de", _FINER)
-        draw.line((x0, y0, max(x0 + 1, x1), y0), "#eaeef2", _FINER)
-        step = (self.side + self.space) * _FINER
-        for places, values, colour, dashed in curves:
-            points = [
-                (x0 + p * step, y1 - float(np.clip(v, 0, 1)) * (y1 - y0)) if np.isfinite(v) else None
-                for p, v in zip(places, values, strict=True)
-            ]
-            _curve(draw, points, colour, dashed)
-        self.image.paste(image.resize(size, Image.Resampling.LANCZOS), (x, y))
-        for words, level in (("100 %", y0), ("0 %", y1)):
-            at = (x + middle - self.space, y + level / _FINER)
-            self.draw.text(at, words, FAINT, self.small, anchor="rm")
+    def curves(self, place: int, lines: Sequence[Curve]) -> None:
+        p, (x, y) = self.plan, self._cell(place, self.plan.rows, 0)
+        y -= p.space
+        step, middle = p.tile + p.space, p.tile + p.space + p.tile // 2
+        size = (middle + (p.columns - 1) * step + 2 * p.space, p.strip + p.space)
+        area = (middle, p.space, size[0] - 2 * p.space, size[1] - p.space // 2)
+        self.image.paste(curves(size, area, step, lines), (x, y))
+        for words, level in (("100 %", area[1]), ("0 %", area[3])):
+            self.draw.text((x + middle - p.space, y + level), words, FAINT, p.small, anchor="rm")
 
 
-def overlays(
-    page: Sheet,
-    place: int,
-    row: int,
-    course: Course,
-    item: int,
-    at: dict[int, int],
-    alpha: float,
-    cmap: str,
-    vmax: float | None,
-    chip: tuple[str, str] | None = None,
+def draw_row(
+    sheet: Sheet, place: int, row: int, series: Series, item: int, at: Mapping[int, int], style: Style
 ) -> None:
-    "One row of pictures: the image itself, and in column `c` the frame `at[c]` of the course."
-    image = page.fitted(course.image(item))
-    page.picture(place, row, 0, image)
-    if chip is not None:
-        page.chip(place, row, *chip)
-    for c in range(page.columns):
+    "One row of pictures: the image itself, and in column `c` the series' frame `at[c]`."
+    image = sheet.fitted(series.image(item))
+    sheet.picture(place, row, 0, image)
+    for c in range(sheet.plan.columns):
         if c not in at:
-            page.gap(place, row, c + 1, image.size)
+            sheet.gap(place, row, c + 1, image.size)
             continue
-        map = course.maps[at[c]][item]
-        shown = overlay(image, map, alpha, cmap, vmax)
-        page.picture(place, row, c + 1, shown, map, course.verdict(item, at[c]))
+        map = series.maps[at[c]][item]
+        shown = overlay(image, map, style.alpha, style.cmap, style.vmax)
+        sheet.overlay(place, row, c + 1, shown, map, series.answer(item, at[c])[1])
 
 
-def _head(rows: Head, text: ImageFont.FreeTypeFont, space: int, line: int, width: int) -> Image.Image:
-    "Lines of `(mark, words)`; what does not fit into `width` goes on below."
+def _head(rows: Head, plan: Plan) -> Image.Image:
+    "Lines of `(mark, words)`; what does not fit into the width goes on below."
+    text, space, line = plan.text, plan.space, plan.line
     places, y = [], space // 2
     for row in rows:
         x = space
         for mark, words in row:
             indent = 0 if mark is None else line + 4 if len(mark[1]) == 1 else 24
-            words = shorten(words, text, width - 2 * space - indent)
+            words = shorten(words, text, plan.width - 2 * space - indent)
             long = indent + round(text.getlength(words))
-            if x > space and x + long > width - space:
+            if x > space and x + long > plan.width - space:
                 x, y = space, y + line
             places.append((x, y, mark, indent, words))
             x += long + 2 * space
         y += line
-    page = Image.new("RGB", (width, y), PAPER)
+    page = Image.new("RGB", (plan.width, y), PAPER)
     draw = ImageDraw.Draw(page)
     for x, y, mark, indent, words in places:
         if mark is not None and len(mark[1]) == 1:
             _chip(draw, (x, y), mark[1], mark[0], text, line)
         elif mark is not None:
-            dashes = [(0, 16)] if mark[1] == "solid" else [(0, 6), (10, 16)]
-            for start, end in dashes:
+            for start, end in [(0, 16)] if mark[1] == "solid" else [(0, 6), (10, 16)]:
                 draw.line((x + start, y + line // 2, x + end, y + line // 2), mark[0], 2)
         draw.text((x + indent, y + 2), words, INK if mark is not None and len(mark[1]) == 1 else FAINT, text)
     return page
@@ -205,34 +225,3 @@ def _chip(
     x, y = at
     draw.rectangle((x, y, x + side - 1, y + side - 1), colour)
     draw.text((x + side / 2, y + side / 2), letter, PAPER, text, anchor="mm")
-
-
-def _curve(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float] | None], colour: str, dashed: bool) -> None:
-    "A line through `points`, broken where one is `None`; a dot for each of few."
-    for part in _unbroken(points):
-        if len(part) > 1 and not dashed:
-            draw.line(part, colour, 2 * _FINER, joint="curve")
-        elif len(part) > 1:
-            for dash in _dashes(part, 5 * _FINER):
-                draw.line(dash, colour, 2 * _FINER)
-        for x, y in part if len(points) <= 2 * MOST_COLUMNS else part[-1:]:
-            draw.ellipse((x - 2.5 * _FINER, y - 2.5 * _FINER, x + 2.5 * _FINER, y + 2.5 * _FINER), colour)
-
-
-def _dashes(points: Sequence[tuple[float, float]], length: float) -> Iterator[list[tuple[float, float]]]:
-    "Every second piece of `length` of a line."
-    xy = np.array(points)
-    along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(xy, axis=0).T))])
-    for start in np.arange(0, along[-1], 2 * length):
-        ends = (start, *along[(along > start) & (along < start + length)], min(start + length, along[-1]))
-        yield [(float(np.interp(e, along, xy[:, 0])), float(np.interp(e, along, xy[:, 1]))) for e in ends]
-
-
-def _unbroken(points: Sequence[tuple[float, float] | None]) -> Iterator[list[tuple[float, float]]]:
-    part: list[tuple[float, float]] = []
-    for point in [*points, None]:
-        if point is not None:
-            part.append(point)
-        elif part:
-            yield part
-            part = []

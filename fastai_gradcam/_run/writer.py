@@ -1,19 +1,16 @@
-"""The run folder as the callback writes it: frame by frame, each file whole or not there, off the training thread."""
+"""The run folder as it is written: frame by frame, each file whole or not there, off the training thread."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import platform
 import shutil
 import socket
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,85 +20,33 @@ from PIL import Image
 
 from .._errors import reason_of
 from .._version import __version__
-from ..render import Cell, grid
-from ..run import HISTORY_COLUMNS, SCHEMA_VERSION
+from .files import append_at, image_bytes, remove_unfinished, write_whole
+from .history import HEADER, rows_of, rows_text
+from .reader import RunFiles
+from .schema import SCHEMA_VERSION, Frame, grid_file, image_file, maps_file, mask_file, now
 
-__all__ = ["Frame", "Recorder", "append", "heading", "write_whole"]
+__all__ = ["Draw", "Frame", "Writer"]
 
 # Frames that may wait for a slow disk before training waits too.
 _MOST_WAITING = 2
 
+# The grid of a frame: the frame, the panel's images and their labels → a picture.
+Draw = Callable[[Frame, Sequence[Image.Image], Sequence[str | None]], Image.Image]
 
-@dataclass
-class Frame:
-    """What one look at the panel found.
 
-    `maps`: for each layer `(n, h, w)` or `(n, K, h, w)`. `rows`: one dict per image × layer × class, with the
-    columns of `history.csv`. `error`: why the frame failed, then there are no maps and rows.
+class Writer:
+    """Writes one run folder from a thread of its own; the training thread only hands frames over.
+
+    A frame counts once `run.json` names it, which is written last. Failures are kept for the training thread to report
+    (`take_errors`), and the frame is marked as failed. `after_frame(writer, frame)` is called after each complete
+    frame, on the writing thread.
     """
 
-    frame: int
-    fit: int
-    epoch: int
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    maps: dict[str, np.ndarray] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    error: str | None = None
-    created: str = field(default_factory=lambda: _now())
-
-    def entry(self) -> dict[str, Any]:
-        "The frame's entry in `run.json`."
-        return {
-            "frame": self.frame,
-            "fit": self.fit,
-            "epoch": self.epoch,
-            "metrics": self.metrics,
-            "status": "failed" if self.error else "ok",
-            "error": self.error,
-            "created": self.created,
-        }
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    "Write `file` so that whoever looks, whenever, sees the old contents or the new, never a part."
-    temporary = file.with_name(f".{file.name}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def append(file: Path, data: bytes) -> None:
-    """Append all of `data` to `file`, or nothing.
-
-    Unlike `write_whole` it costs the same however long the file is. Where the process is killed on the way, a part may
-    stay; it belongs to a frame that `run.json` does not name, which readers leave out.
-    """
-    size = file.stat().st_size
-    try:
-        with file.open("ab") as out:
-            out.write(data)
-    except BaseException:
-        with suppress(OSError):
-            os.truncate(file, size)
-        raise
-
-
-class Recorder:
-    """Writes one run folder from one thread of its own; the training thread only hands frames over.
-
-    A frame counts once `run.json` names it, which is written last. What goes wrong is kept for the training thread
-    to report (`take_errors`), and the frame is marked as failed. `after_frame(recorder, frame)` is called behind each
-    complete frame, on the writing thread.
-    """
-
-    def __init__(self, path: Path, info: dict[str, Any], panel_images: Sequence[Image.Image]):
-        self.path, self.info = path, info
-        self.images = list(panel_images)
+    def __init__(self, path: Path, info: dict[str, Any], images: Sequence[Image.Image], draw: Draw, size: int):
+        self.path, self.info, self.images, self.draw = path, info, list(images), draw
+        self._history_bytes = size
         self._errors: list[str] = []
-        self.after_frame: Callable[[Recorder, Frame], None] | None = None
+        self.after_frame: Callable[[Writer, Frame], None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: list[Future] = []
 
@@ -118,77 +63,55 @@ class Recorder:
         labels: Sequence[str | None],
         images: Sequence[Image.Image],
         masks: Sequence[np.ndarray | None],
-    ) -> Recorder:
-        "Begin a run in the new folder `path`. Raises `FileExistsError` where there is one already."
+        draw: Draw,
+    ) -> Writer:
+        "Begin a run in the new folder `path`. Raises `FileExistsError` if it exists already."
         path.mkdir(parents=True)
         try:
-            return cls._fill(path, names, labels, images, masks, settings, arch, layers, vocab)
+            for folder in ("panel", "frames", "maps"):
+                (path / folder).mkdir()
+            info = {
+                "schema_version": SCHEMA_VERSION,
+                "status": "running",
+                "name": path.name,
+                "created": now(),
+                "updated": now(),
+                **_this_process(),
+                "arch": arch,
+                "settings": dict(settings),
+                "layers": list(layers),
+                "vocab": None if vocab is None else list(vocab),
+                "panel": [
+                    _write_item(path, i, *one) for i, one in enumerate(zip(names, labels, images, masks, strict=True))
+                ],
+                "frames": [],
+                "versions": _versions(),
+            }
+            write_whole(path / "history.csv", HEADER)
+            writer = cls(path, info, images, draw, len(HEADER))
+            writer._write_info()
         except BaseException:
-            # A full disk leaves no half of a run that would refuse its own name to the next try.
+            # Half a run, left by a full disk, would refuse its own name to the next try.
             shutil.rmtree(path, ignore_errors=True)
             raise
+        return writer
 
     @classmethod
-    def _fill(
-        cls,
-        path: Path,
-        names: Sequence[str],
-        labels: Sequence[str | None],
-        images: Sequence[Image.Image],
-        masks: Sequence[np.ndarray | None],
-        settings: Mapping[str, Any],
-        arch: str,
-        layers: Sequence[str],
-        vocab: Sequence[str] | None,
-    ) -> Recorder:
-        for folder in ("panel", "frames", "maps"):
-            (path / folder).mkdir()
-        panel = []
-        for i, (name, label, image, mask) in enumerate(zip(names, labels, images, masks, strict=True)):
-            write_whole(path / f"panel/{i:03d}.jpg", _encoded(image, "JPEG", quality=92, subsampling=0))
-            if mask is not None:
-                write_whole(path / f"panel/{i:03d}-mask.png", _encoded(Image.fromarray(mask).convert("L"), "PNG"))
-            panel.append(
-                {
-                    "item": i,
-                    "name": name,
-                    "label": label,
-                    "image": f"panel/{i:03d}.jpg",
-                    "mask": None if mask is None else f"panel/{i:03d}-mask.png",
-                    "width": image.width,
-                    "height": image.height,
-                }
-            )
-        info = {
-            "schema_version": SCHEMA_VERSION,
-            "status": "running",
-            "name": path.name,
-            "created": _now(),
-            "updated": _now(),
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "arch": arch,
-            "settings": dict(settings),
-            "layers": list(layers),
-            "vocab": None if vocab is None else list(vocab),
-            "panel": panel,
-            "frames": [],
-            "versions": _versions(),
-        }
-        recorder = cls(path, info, images)
-        write_whole(path / "history.csv", _csv([HISTORY_COLUMNS]))
-        recorder._write_info()
-        return recorder
-
-    @classmethod
-    def resume(cls, path: Path, info: dict[str, Any], images: Sequence[Image.Image]) -> Recorder:
-        "Go on with the run in `path`, which `info` describes."
-        for leftover in path.rglob(".*.part"):
-            leftover.unlink(missing_ok=True)
-        _drop_rows(path / "history.csv", {f["frame"] for f in info["frames"]})
-        recorder = cls(path, {**info, "pid": os.getpid(), "host": socket.gethostname()}, images)
-        recorder.set_status("running")
-        return recorder
+    def resume(cls, path: Path, images: Sequence[Image.Image], draw: Draw) -> Writer:
+        "Go on with the run in `path`. Rows of a frame during which its process was killed are cut off."
+        run = RunFiles(path)
+        remove_unfinished(path)
+        info, history = run.contents(), path / "history.csv"
+        data = history.read_bytes() if history.exists() else HEADER
+        size = info.history_bytes if info.status == "running" else None
+        if size is not None and size <= len(data):
+            data = data[:size]
+        else:
+            data = rows_of(data, [f.frame for f in info.frames])
+        write_whole(history, data)
+        writer = cls(path, {**run.info, **_this_process()}, images, draw, len(data))
+        writer.set_status("running")
+        return writer
 
     def add(self, frame: Frame) -> None:
         "Hand a frame over for writing. Waits while two others are still being written."
@@ -206,15 +129,15 @@ class Recorder:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradcam")
         self._waiting.append(self._thread.submit(work, *args))
 
-    def behind(self, work: Callable[[], None]) -> None:
-        "Do `work` on the writing thread, behind what waits there; nothing where that thread has ended."
+    def after(self, work: Callable[[], None]) -> None:
+        "Do `work` on the writing thread, after what waits there; nothing if that thread has ended."
         thread = self._thread
         if thread is not None:
             with suppress(RuntimeError):
                 thread.submit(work)
 
     def set_status(self, status: str) -> None:
-        "Write `status` into `run.json`, behind all frames handed over."
+        "Write `status` into `run.json`, after all frames handed over."
         self.flush()
         self.info["status"] = status
         self._write_info()
@@ -233,11 +156,11 @@ class Recorder:
                 self._thread = None
 
     def has(self, frame: int) -> bool:
-        "Whether the frame is complete; ask behind `flush`."
+        "Whether the frame is complete; ask after `flush`."
         return any(f["frame"] == frame and f["status"] == "ok" for f in self.info["frames"])
 
     def take_errors(self) -> list[str]:
-        "What failed since the last call, one sentence for each frame."
+        "The failures since the last call, one sentence for each frame."
         taken, self._errors = self._errors, []
         return taken
 
@@ -250,7 +173,7 @@ class Recorder:
             except BaseException as error:
                 entry |= {"status": "failed", "error": reason_of(error)}
                 errors.append(f"frame {frame.frame} could not be written: {reason_of(error)}")
-        self.info["frames"].append(entry)
+        self.info["frames"].append(entry | {"history_bytes": self._history_bytes})
         try:
             self._write_info()
         except BaseException as error:
@@ -259,8 +182,8 @@ class Recorder:
             try:
                 self.after_frame(self, frame)
             except BaseException as error:
-                errors.append(f"frame {frame.frame} is complete, but what follows it failed: {reason_of(error)}")
-        # One cause, such as a full disk, is told once.
+                errors.append(f"frame {frame.frame} is complete, but the step after it failed: {reason_of(error)}")
+        # One cause, such as a full disk, is reported once.
         self._errors += errors[:1]
 
     def _note(self, number: int, reason: str) -> None:
@@ -273,18 +196,16 @@ class Recorder:
                 self._errors.append(f"frame {number} could not be entered in run.json: {reason_of(error)}")
 
     def _write_frame(self, frame: Frame) -> None:
-        name = f"frame-{frame.frame:03d}"
-        maps, picture = self.path / f"maps/{name}.npz", self.path / f"frames/{name}.png"
+        maps, picture = self.path / maps_file(frame.frame), self.path / grid_file(frame.frame)
         try:
             stored = io.BytesIO()
             arrays: dict[str, Any] = {**frame.maps}
             np.savez(stored, **arrays)
             write_whole(maps, stored.getvalue())
-            drawn = frame_grid(frame, self.images, [p["label"] for p in self.info["panel"]])
+            drawn = self.draw(frame, self.images, [p["label"] for p in self.info["panel"]])
             # Level 1 takes a third of the time of the default and a tenth more space.
-            write_whole(picture, _encoded(drawn, "PNG", compress_level=1))
-            rows = [[_cell(row.get(c)) for c in HISTORY_COLUMNS] for row in frame.rows]
-            append(self.path / "history.csv", _csv(rows))
+            write_whole(picture, image_bytes(drawn, "PNG", compress_level=1))
+            self._history_bytes = append_at(self.path / "history.csv", rows_text(frame.rows), self._history_bytes)
         except BaseException:
             # A failed frame has no files, and on a full disk `run.json` needs their room to say so.
             for file in (maps, picture):
@@ -293,89 +214,32 @@ class Recorder:
             raise
 
     def _write_info(self) -> None:
-        self.info["updated"] = _now()
+        self.info["updated"] = now()
         text = json.dumps(self.info, ensure_ascii=False, indent=1)
-        # File names need not be UTF-8: what python keeps of such bytes is written as an escape, which JSON reads back.
+        # File names need not be UTF-8: such bytes are written as an escape, which JSON reads back.
         write_whole(self.path / "run.json", text.encode("utf-8", "backslashreplace"))
 
 
-def heading(frame: Mapping[str, Any]) -> str:
-    "The words above a frame's grid: which fit and epoch, and the epoch's metrics."
-    if frame["epoch"] < 0:
-        return f"Before training\nframe {frame['frame']}"
-    metrics = " · ".join(f"{k} {v:.4g}" if v is not None else f"{k} –" for k, v in frame["metrics"].items())
-    return f"Fit {frame['fit']} · epoch {frame['epoch']}\nframe {frame['frame']} · {metrics}".rstrip(" ·")
+def _write_item(
+    path: Path, item: int, name: str, label: str | None, image: Image.Image, mask: np.ndarray | None
+) -> dict[str, Any]:
+    "Write an image of the panel, and give its entry in `run.json`."
+    write_whole(path / image_file(item), image_bytes(image, "JPEG", quality=92, subsampling=0))
+    if mask is not None:
+        write_whole(path / mask_file(item), image_bytes(Image.fromarray(mask).convert("L"), "PNG"))
+    return {
+        "item": item,
+        "name": name,
+        "label": label,
+        "image": image_file(item),
+        "mask": None if mask is None else mask_file(item),
+        "width": image.width,
+        "height": image.height,
+    }
 
 
-def frame_grid(frame: Frame, images: Sequence[Image.Image], labels: Sequence[str | None]) -> Image.Image:
-    "The labelled grid of a frame: a cell per image, or a row per image where there are several layers or classes."
-    cells, per_image = [], max(1, len(frame.rows) // max(1, len(images)))
-    rows = sorted(frame.rows, key=lambda r: r["item"])
-    seen: dict[tuple[int, str], int] = {}
-    for row in rows:
-        item, layer = row["item"], row["layer"]
-        k = seen[item, layer] = seen.get((item, layer), -1) + 1
-        maps = frame.maps[layer]
-        map = maps[item] if maps.ndim == 3 else maps[item, k]
-        note = " · ".join(_about_map(row, per_image, len(frame.maps)))
-        title = labels[item] if labels[item] is not None else f"image {item}"
-        cells.append(Cell(images[item], map, title, _predicted(row), row["correct"], note))
-    columns = None if per_image == 1 else per_image if per_image > 2 else per_image * 2
-    return grid(cells, heading(frame.entry()), columns)
-
-
-def _predicted(row: Mapping[str, Any]) -> str:
-    if row.get("pred") in (None, ""):
-        return ""
-    return f"{row['pred']} {row['pred_prob']:.0%}" if row.get("pred_prob") is not None else str(row["pred"])
-
-
-def _about_map(row: Mapping[str, Any], per_image: int, layers: int) -> list[str]:
-    "What the map explains, where the cell does not say so already."
-    about = [row["layer"]] if layers > 1 else []
-    if row.get("target") not in (None, "", row.get("label")) or per_image > layers:
-        about.append(
-            f"map: {row['target']} {row['prob']:.0%}" if row.get("prob") is not None else f"map: {row['target']}"
-        )
-    return about
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (bool, np.bool_)):
-        return str(bool(value))
-    if isinstance(value, (float, np.floating)):
-        return "" if np.isnan(value) else f"{value:.6g}"
-    # A row is a line; all else in a name stays as it is, so that no two become one.
-    return " ".join(str(value).splitlines())
-
-
-def _drop_rows(history: Path, complete: Collection[int]) -> None:
-    "Leave out the rows of a frame at which the writing process was killed: its number will be given again."
-    with history.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    known = set(map(str, complete))
-    # A row that was cut short may have lost digits of its frame's number.
-    kept = [row for row in rows if len(row) == len(header) and row[0] in known]
-    if len(kept) < len(rows):
-        write_whole(history, _csv([header, *kept]))
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    data = io.BytesIO()
-    image.save(data, kind, **options)
-    return data.getvalue()
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _versions() -> dict[str, str]:

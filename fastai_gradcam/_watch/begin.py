@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from .._errors import GradCAMError
 from .._run.claims import leftover, written_elsewhere
-from .._run.writer import Recorder as Writer
+from .._run.writer import Writer
 from ..run import Run
 
 __all__ = ["adopt", "check_resumable", "claim", "create", "timestamp"]

@@ -13,12 +13,13 @@ import numpy as np
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .._draw.frame import frame_grid
 from .._draw.notebook import NotebookGrid, in_notebook
 from .._engine.guard import unchanged
 from .._engine.layers import named_layers, unwrap
 from .._errors import GradCAMError, reason_of
-from .._run.writer import Frame
-from .._run.writer import Recorder as Writer
+from .._run.schema import Frame
+from .._run.writer import Writer
 from ..cam import CAMs, gradcam
 from ..run import Run
 from .begin import adopt, check_resumable, claim, create
@@ -121,6 +122,7 @@ class Watcher:
             labels=p.labels,
             images=p.images,
             masks=p.masks,
+            draw=frame_grid,
         )
 
     def _resume(self, run: Run) -> None:
@@ -128,7 +130,7 @@ class Watcher:
         now = {"panel images": p.names, "layers": self.layers, "classes": self.task.vocab}
         sizes = [list(image.size) for image in p.images]
         check_resumable(run, {**now, "panel sizes": sizes, **{k: asked.get(k) for k in ("target", "method")}})
-        self.writer = Writer.resume(run.path, run.info, p.images)
+        self.writer = Writer.resume(run.path, p.images, frame_grid)
         frames = run.frames
         self._number = 1 + max((f["frame"] for f in frames), default=-1)
         self.fit = max((f["fit"] for f in frames), default=-1)

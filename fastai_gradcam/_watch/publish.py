@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-from .._run.writer import Frame, write_whole
-from .._run.writer import Recorder as Writer
+from .._run.files import image_bytes, write_whole
+from .._run.reader import RunFiles
+from .._run.schema import Frame
+from .._run.writer import Writer
+from ..report import write_report
 from ..run import Run
 
 __all__ = ["ReportRefresher", "publish"]
@@ -26,7 +29,8 @@ class ReportRefresher:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._run: Run | None = None  # one for all refreshes: it keeps the images it has shown
+        self._run: RunFiles | None = None
+        self._pictures: dict[Any, Any] = {}  # the panel's images as the report shows them
         self._next = 0.0
         self._timer: threading.Timer | None = None
 
@@ -36,7 +40,7 @@ class ReportRefresher:
         if wait <= 0:
             self._refresh()
             return
-        self._timer = threading.Timer(wait, writer.behind, [self._refresh])
+        self._timer = threading.Timer(wait, writer.after, [self._refresh])
         self._timer.daemon = True
         self._timer.start()
 
@@ -49,19 +53,16 @@ class ReportRefresher:
     def _refresh(self) -> None:
         start = time.monotonic()
         if self._run is None:
-            self._run = Run(self.path)
-        self._run.report()
+            self._run = RunFiles(self.path)
+        write_report(self._run, pictures=self._pictures)
         end = time.monotonic()
         self._next = end + _RARELY * (end - start)
 
 
 def publish(path: Path) -> None:
-    "Write the run's `report.html`, `evolution.png` and `evolution.gif`. A run without a complete frame has none."
+    "Write the run's `report.html`, `evolution.png` and `evolution.gif`; nothing if no frame is complete."
     run = Run(path)
-    if not any(f["status"] == "ok" for f in run.frames):
-        return
-    run.report()
-    picture = io.BytesIO()
-    run.evolution().save(picture, "PNG")
-    write_whole(path / "evolution.png", picture.getvalue())
-    run.animation()
+    if run.contents().complete:
+        run.report()
+        write_whole(path / "evolution.png", image_bytes(run.evolution(), "PNG"))
+        run.animation()

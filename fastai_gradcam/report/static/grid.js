@@ -139,15 +139,11 @@ function setTiles(items) {
   if (panel.contains(focus)) focus.focus({ preventScroll: true });
 }
 
-const ARRANGING = ['frame', 'layer', 'cls', 'label', 'answer', 'finding', 'sort', 'playing'];
-const DRAWING = ['frame', 'layer', 'cls', 'cmap', 'alpha', 'threshold', 'scale', 'outline', 'heat'];
-const CAPTIONING = ['frame', 'layer', 'cls', 'sort'];
-
 /** Images keep their places while the run plays, so that the eye can follow them. */
 views.push((changed) => {
-  if (!playing() && ARRANGING.some((name) => changed.has(name))) arrange();
-  if (CAPTIONING.some((name) => changed.has(name))) tiles.forEach((_, item) => captionTile(item));
-  if (DRAWING.some((name) => changed.has(name))) inSight.forEach(drawTile);
+  if (!playing() && (calls(changed, 'arrange') || changed.has('playing'))) arrange();
+  if (calls(changed, 'caption')) tiles.forEach((_, item) => captionTile(item));
+  if (calls(changed, 'draw')) inSight.forEach(drawTile);
 });
 
 addEventListener('beforeprint', () => shown.forEach((item) => inSight.add(item) && drawTile(item)));

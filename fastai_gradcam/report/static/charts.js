@@ -4,7 +4,7 @@ const CHART = { width: 320, height: 104, left: 6, right: 34, top: 8, bottom: 16 
 
 function svg(tag, attributes = {}, text = '') {
   const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
-  for (const [name, value_] of Object.entries(attributes)) element.setAttribute(name, value_);
+  for (const [name, setting] of Object.entries(attributes)) element.setAttribute(name, setting);
   if (text) element.textContent = text;
   return element;
 }

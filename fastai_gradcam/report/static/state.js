@@ -1,4 +1,4 @@
-// What is shown, kept in the page's address, so that reloading (or sending the link) keeps the view.
+// The state of the page. It is kept in the address, so that reloading it (or sending the link) keeps the view.
 
 /** In a notebook the page is text inside of a frame: its address is not its own, and there is nothing to load again. */
 const framed = location.protocol === 'about:';
@@ -18,48 +18,37 @@ const labels = [...new Set(run.panel.map((entry) => entry.label))];
 const findings = run.findings || [];
 const kinds = [...new Set(findings.map((finding) => finding.kind))];
 
-const DEFAULTS = {
-  frame: latestFrame,
-  layer: Math.max(0, run.layers.length - 1),
-  cls: 0,
-  cmap: run.defaults.cmap,
-  alpha: run.defaults.alpha,
-  threshold: 0,
-  scale: 'map',
-  outline: false,
-  heat: true,
-  label: '',
-  answer: '',
-  finding: '',
-  sort: 'panel',
-  item: null,
-  theme: 'auto',
-};
-
 const oneOf = (choices) => (text) => (choices.includes(text) ? text : undefined);
 const between = (low, high) => (text) => (text >= low && text <= high && text.trim() ? Number(text) : undefined);
 const place = (count) => (text) => (/^\d+$/.test(text) && Number(text) < count ? Number(text) : undefined);
 const flag = (text) => (text === '1' || text === '0' ? text === '1' : undefined);
+const frameNumbered = (text) => place(frameCount)(String(run.frames.findIndex((frame) => String(frame.frame) === text)));
 
-const READ = {
-  frame: (text) => run.frames.map((frame) => String(frame.frame)).indexOf(text),
-  layer: place(run.layers.length),
-  cls: place(classCount),
-  cmap: oneOf(Object.keys(run.cmaps)),
-  alpha: between(0, 1),
-  threshold: between(0, 0.95),
-  scale: oneOf(['map', 'image', 'all']),
-  outline: flag,
-  heat: flag,
-  label: (text) => (labels.includes(text) ? text : undefined),
-  answer: oneOf(['right', 'wrong']),
-  finding: (text) => (findingItems(text) ? text : undefined),
-  sort: oneOf(SORTS.map(([name]) => name)),
-  item: place(itemCount),
-  theme: oneOf(THEMES),
+/** One row for each thing that can be chosen: where it starts, how the address spells it (`read`, `write`), what follows
+ * when it changes (the grid is put in another order, the maps are drawn, the captions written again), whether it has a
+ * control of its own (an element with its name as id), and whether the large view has one, too (`large-` and its name). */
+const SETTINGS = {
+  frame: { first: latestFrame, read: frameNumbered, write: (i) => run.frames[i].frame, follow: 'arrange draw caption' },
+  layer: { first: Math.max(0, run.layers.length - 1), read: place(run.layers.length), follow: 'arrange draw caption', control: true, large: true },
+  cls: { first: 0, read: place(classCount), follow: 'arrange draw caption', control: true, large: true },
+  cmap: { first: run.defaults.cmap, read: oneOf(Object.keys(run.cmaps)), follow: 'draw', control: true, large: true },
+  alpha: { first: run.defaults.alpha, read: between(0, 1), follow: 'draw', control: true },
+  threshold: { first: 0, read: between(0, 0.95), follow: 'draw', control: true },
+  scale: { first: 'map', read: oneOf(['map', 'image', 'all']), follow: 'draw', control: true, large: true },
+  outline: { first: false, read: flag, write: Number, follow: 'draw', control: true },
+  heat: { first: true, read: flag, write: Number, follow: 'draw', control: true, large: true },
+  label: { first: '', read: (text) => oneOf(labels)(text), follow: 'arrange', control: true },
+  answer: { first: '', read: oneOf(['right', 'wrong']), follow: 'arrange', control: true },
+  finding: { first: '', read: (text) => (findingItems(text) ? text : undefined), follow: 'arrange', control: true },
+  sort: { first: 'panel', read: oneOf(SORTS.map(([name]) => name)), follow: 'arrange caption', control: true },
+  item: { first: null, read: place(itemCount), follow: '' },
+  theme: { first: 'auto', read: oneOf(THEMES), follow: '' },
 };
 
-const WRITE = { frame: (i) => run.frames[i].frame, outline: Number, heat: Number };
+/** Whether one of the names that changed has this consequence. */
+function calls(changed, consequence) {
+  return [...changed].some((name) => SETTINGS[name]?.follow.split(' ').includes(consequence));
+}
 
 /** The images a finding filter lets through: 'any', 'kind:…' or the finding's place in the list. */
 function findingItems(filter) {
@@ -70,18 +59,18 @@ function findingItems(filter) {
 }
 
 function readAddress() {
-  const found = { ...DEFAULTS };
+  const found = Object.fromEntries(Object.entries(SETTINGS).map(([name, { first }]) => [name, first]));
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    const known = Object.hasOwn(READ, name) ? READ[name](text) : undefined;
-    if (known !== undefined && known !== -1) found[name] = known;
+    const known = Object.hasOwn(SETTINGS, name) ? SETTINGS[name].read(text) : undefined;
+    if (known !== undefined) found[name] = known;
   }
   return found;
 }
 
 function address() {
   const changed = new URLSearchParams();
-  for (const name of Object.keys(DEFAULTS)) {
-    if (state[name] !== DEFAULTS[name]) changed.set(name, WRITE[name] ? WRITE[name](state[name]) : state[name]);
+  for (const [name, { first, write }] of Object.entries(SETTINGS)) {
+    if (state[name] !== first) changed.set(name, write ? write(state[name]) : state[name]);
   }
   return changed.toString();
 }

@@ -102,7 +102,6 @@ function fillLarge() {
   byId('large-findings').replaceChildren(...own.map((finding) => make('li', { textContent: finding.text || finding.kind, dir: 'auto' })));
   largeCharts = itemCharts(state, item);
   byId('large-curves').replaceChildren(...largeCharts.map((one) => one.element));
-  byId('heat').checked = state.heat;
   captionLarge();
   drawFilm();
   drawLarge();
@@ -134,7 +133,7 @@ views.push((changed) => {
   if (state.item === null) return;
   if (['item', 'layer', 'cls'].some((name) => changed.has(name))) openLarge();
   else if (changed.has('frame')) captionLarge();
-  if (DRAWING.some((name) => changed.has(name))) drawLarge();
+  if (calls(changed, 'draw')) drawLarge();
   if (['cmap', 'alpha', 'threshold', 'scale'].some((name) => changed.has(name))) drawFilm();
 });
 
@@ -145,7 +144,6 @@ function startLarge() {
   byId('large-close').addEventListener('click', () => dialog.close());
   byId('large-next').addEventListener('click', () => stepImage(1));
   byId('large-previous').addEventListener('click', () => stepImage(-1));
-  byId('heat').addEventListener('change', (event) => change({ heat: event.target.checked }));
   dialog.addEventListener('close', closeLarge);
   dialog.addEventListener('click', (event) => event.target === dialog && dialog.close());
   if (state.item !== null) openLarge();

@@ -1,0 +1,1 @@
+"""The kinds of findings, one function each, and what they share. May know numpy and pandas only."""

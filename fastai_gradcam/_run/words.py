@@ -1,0 +1,52 @@
+"""The words for frames, predictions and names: one spelling on every picture and page of a run."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+__all__ = ["brief", "frame_name", "prediction"]
+
+
+class When(Protocol):
+    "A frame of either kind: on its way to the writer, or read from the run."
+
+    @property
+    def fit(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+
+
+def frame_name(frame: When, several_fits: bool = True) -> str:
+    """A frame's name: `before training`, `epoch 3`, or `fit 1 · epoch 3` in a run of several fits.
+
+    >>> from fastai_gradcam._run.schema import Frame
+    >>> frame_name(Frame(4, fit=1, epoch=3)), frame_name(Frame(0, fit=0, epoch=-1))
+    ('fit 1 · epoch 3', 'before training')
+    """
+    if frame.epoch < 0:
+        return "before training"
+    return f"fit {frame.fit} · epoch {frame.epoch}" if several_fits else f"epoch {frame.epoch}"
+
+
+def prediction(name: Any, probability: float | None) -> str:
+    """A prediction with its probability, as in `Trout 98%`; empty if there is none.
+
+    >>> prediction("Trout", 0.984), prediction("Trout", None), prediction(None, None)
+    ('Trout 98%', 'Trout', '')
+    """
+    if name is None or name == "":
+        return ""
+    return str(name) if probability is None or probability != probability else f"{name} {probability:.0%}"
+
+
+def brief(text: str, length: int = 60) -> str:
+    """`text` on one line of at most `length` characters. The middle gives way: long names often differ at their ends.
+
+    >>> brief("a" * 50 + "b" * 50, 21)
+    'aaaaaaaaaa…bbbbbbbbbb'
+    """
+    text = " ".join(str(text).split())
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}"

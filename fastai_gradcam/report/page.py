@@ -1,0 +1,174 @@
+"""The page as HTML, and the data that it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from PIL import Image
+
+from .._errors import GradCAMError, reason_of
+from .._run.files import image_bytes, stamp_of, write_whole
+from .._run.reader import RunFiles
+from .._run.schema import FrameEntry, PanelItem
+from ..findings import TITLES, Thresholds, findings_of
+from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, colormap
+from .history import history_of
+from .mailed import as_text, by_name, mailed
+from .maps import Maps
+from .numbers import base64, number
+
+__all__ = ["report_page", "write_report"]
+
+CMAPS = ("viridis", "magma", "cividis", "inferno", "jet", "turbo")
+IMAGE_SIDE = 256
+JPEG_QUALITY = 85
+# In the order in which they need each other.
+SCRIPTS = "data state overlay charts grid large header transport controls findings keys start".split()
+
+# The panel's images as the page has them, by their files and when these were written.
+Pictures = dict[Any, dict[str, Any]]
+
+
+def write_report(
+    run: RunFiles,
+    path: str | Path | None = None,
+    thresholds: Thresholds | None = None,
+    pictures: Pictures | None = None,
+) -> Path:
+    """Write the interactive page of `run` and return where it lies.
+
+    `path` is the file to write; `None` means `report.html` in the run's folder. The file replaces an older one in one
+    step, so a page that is open can be reloaded at any moment. It loads nothing: images are embedded as JPEG (at most
+    256 px a side), maps as bytes with the maximum of each map. `thresholds`: when something is a finding, default those
+    of `run.findings`. `pictures`: a dict that keeps the embedded images for the next call. Frames that failed, or whose
+    maps cannot be read, are left out and named on the page. Raises `OSError` if the file cannot be written.
+    """
+    path = run.path / "report.html" if path is None else Path(path)
+    html = report_page(run, thresholds, pictures).encode("utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, html)
+    return path
+
+
+def report_page(run: RunFiles, thresholds: Thresholds | None = None, pictures: Pictures | None = None) -> str:
+    "The page that `write_report` writes, as text."
+    return _html(_data(run, thresholds, {} if pictures is None else pictures))
+
+
+def _html(data: dict[str, Any]) -> str:
+    sources = PackageLoader(__package__, "static")
+    env = Environment(loader=sources, autoescape=True)
+    style = sources.get_source(env, "style.css")[0]
+    scripts = "\n".join(sources.get_source(env, f"{name}.js")[0] for name in SCRIPTS)
+    script = f"(() => {{\n'use strict';\n{scripts}\n}})();"
+    return env.get_template("report.html").render(
+        title=data["info"]["name"].encode("utf-8", "replace").decode(),
+        style=Markup(style),
+        style_hash=_hash(style),
+        script=Markup(script),
+        script_hash=_hash(script),
+        data=Markup(_json(data)),
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64(hashlib.sha256(text.encode()).digest())
+
+
+def _json(data: Any) -> str:
+    "JSON that no label can break out of a script element with (non-ASCII, U+2028 and surrogates are escaped, too)."
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"), default=str)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+# --- the data
+
+
+def _data(run: RunFiles, thresholds: Thresholds | None, pictures: Pictures) -> dict[str, Any]:
+    run = run.frozen()  # a run that is still being written must not change halfway through
+    info = run.contents()
+    maps = Maps(run)
+    history, gaps = history_of(run, maps)
+    findings, unknown = _findings(run, thresholds)
+    notes = [*maps.remarks, *gaps, *unknown]
+    frames = zip(info.frames, maps.notes, strict=True)
+    return {
+        "info": {key: str(info.raw.get(key) or "") for key in ("name", "arch", "created", "updated")}
+        | {"status": run.status},
+        "settings": as_text(info.settings),
+        "versions": as_text(info.raw.get("versions")),
+        "layers": info.layers,
+        "panel": [_item(run, item, entry, pictures) for item, entry in enumerate(info.panel)],
+        "frames": [_frame(frame, note and mailed(note, run.path)) for frame, note in frames],
+        "maps": maps.layers,
+        "history": history,
+        "findings": findings,
+        "titles": TITLES,
+        "notes": [mailed(note, run.path) for note in notes],
+        "cmaps": {name: base64(colormap(name).tobytes()) for name in dict.fromkeys((*CMAPS, DEFAULT_CMAP))},
+        "defaults": {"cmap": DEFAULT_CMAP, "alpha": DEFAULT_ALPHA},
+    }
+
+
+def _item(run: RunFiles, item: int, entry: PanelItem, pictures: Pictures) -> dict[str, Any]:
+    files = [run.path / file for file in (entry.image, entry.mask) if file]
+    key = (item, *map(str, files), *map(stamp_of, files))
+    if key not in pictures:
+        pictures[key] = _picture(run, item, entry)
+    return {"name": by_name(entry.name), "label": entry.label or "", **pictures[key]}
+
+
+def _picture(run: RunFiles, item: int, entry: PanelItem) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    try:
+        image = run.image(item)
+    except GradCAMError as error:
+        # The page draws the maps over an even grey then.
+        known["note"] = mailed(reason_of(error), run.path)
+        image = Image.new("RGB", (min(8192, entry.width), min(8192, entry.height)))
+    mask = _mask(run, item)
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+    return known | {
+        "width": image.width,
+        "height": image.height,
+        "image": None if known else _uri(image, "JPEG", quality=JPEG_QUALITY, optimize=True),
+        "mask": None if mask is None else _uri(_bitmap(mask, image.size), "PNG", optimize=True),
+        "mask_area": None if mask is None else number(mask.mean()),
+    }
+
+
+def _mask(run: RunFiles, item: int) -> np.ndarray | None:
+    try:
+        mask = run.mask(item)
+    except GradCAMError:
+        return None
+    return mask if mask is not None and mask.any() else None
+
+
+def _bitmap(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST).convert("1")
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+    return f"data:image/{kind.lower()};base64,{base64(image_bytes(image, kind, **options))}"
+
+
+def _frame(frame: FrameEntry, note: str | None) -> dict[str, Any]:
+    metrics = {name: number(value) for name, value in frame.metrics.items()}
+    return {"frame": frame.frame, "fit": frame.fit, "epoch": frame.epoch, "metrics": metrics, "note": note}
+
+
+def _findings(run: RunFiles, thresholds: Thresholds | None) -> tuple[list[dict[str, Any]] | None, list[str]]:
+    "The findings as plain dicts; `None`, with a note, if they could not be worked out."
+    try:
+        found = findings_of(run, thresholds)
+    except Exception as error:
+        return None, [f"The findings could not be worked out ({reason_of(error)})."]
+    shown = found[["kind", "severity", "frame", "layer", "label", "items", "text"]]
+    return shown.to_dict("records"), []
