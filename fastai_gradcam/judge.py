@@ -1,0 +1,205 @@
+"""The judge: changes images on purpose to learn what a class depends on, and says so only where a change confirms it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ._engine.guard import unchanged
+from ._engine.layers import Layer, unwrap
+from ._errors import GradCAMError, one_of
+from ._judge.interventions import Intervention, interventions
+from ._judge.look import Data, Seen, look_at
+from ._judge.rule import Row, Rule, Suspicion, alike, distance, rows_of, spread
+from ._judge.trials import Outcomes, hold
+from .cam import gradcam
+from .methods import Method
+from .targets import class_scores, main_output
+
+__all__ = ["COLUMNS", "PASSES", "Rule", "Suspicion", "Verdicts", "interventions", "judge"]
+
+COLUMNS = ("label", "test", "images", "effect", "control", "low", "high", "verdict")
+PASSES = 12
+"""A judgement shows the model at most so many times the images of its set."""
+LEAST = 3
+"""A class is judged from so many images that the model recognises."""
+
+
+@dataclass
+class Verdicts:
+    """What the interventions found.
+
+    - `table`: a DataFrame, a row per class and test, with `COLUMNS`. `effect`, `control`: the share of `images` for
+      which the change, and its control, had an effect. `low`, `high`: the 95 % interval of effect − control.
+    - `suspicion`: for each class, what makes its hottest patches suspicious beyond their effect.
+    - `left_out`: why a class, or everything, was not judged.
+    - `images`: how many images the set has. `passes`: forward passes of the set that were made.
+    """
+
+    table: pd.DataFrame
+    suspicion: dict[str, Suspicion] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    images: int = 0
+    passes: float = 0.0
+    outcomes: Outcomes = field(default_factory=Outcomes, repr=False)
+    names: list[str] = field(default_factory=list, repr=False)
+
+    @property
+    def shortcuts(self) -> pd.DataFrame:
+        """The rows whose verdict is `shortcut`."""
+        return self.table[self.table["verdict"] == "shortcut"]
+
+
+def judge(
+    model: nn.Module,
+    data: Data,
+    vocab: Sequence[str] | None = None,
+    *,
+    layer: Layer = None,
+    method: str | Method | Callable[[Tensor, Tensor], Tensor] = "gradcam",
+    tests: Sequence[str] | None = None,
+    seed: int = 12345,
+    rule: Rule | None = None,
+    passes: float = PASSES,
+    progress: Callable[[float], None] | None = None,
+) -> Verdicts:
+    """Verdicts on what each class depends on, by changing images and asking `model` again.
+
+    - `data`: the judging set, as batches `(x, y)` or `(x, y, masks)` that are read twice: a list, a loader without
+      shuffling, or a function that gives an iterator. `x` `(N, C, H, W)` as the model takes it, on its device; `y`
+      `(N,)` classes; `masks` `(N, H, W)` bool, true on the object. Each batch should mix the classes, because images
+      of one batch lend each other content. No batch is kept.
+    - `vocab`: the names of the classes. `layer`, `method`: as in `gradcam`, for the maps that say where a patch is cut.
+    - `tests`: names in `interventions`; `None`: all that the set allows (some need masks).
+    - `passes`: at most so many forward passes of the set. `progress`: called with the share that is done, 0…1.
+
+    The same model, set and seed give the same verdicts. Weights, buffers, random generators and modes are left as they
+    were. Raises `GradCAMError` for a set or a model that cannot be judged: several inputs, several labels, a regression,
+    a segmentation, fewer than two classes.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> x, y = torch.rand(12, 3, 20, 20), torch.arange(12) % 2
+    >>> verdicts = judge(model, [(x, y)], ["cat", "dog"])
+    >>> list(verdicts.table.columns)
+    ['label', 'test', 'images', 'effect', 'control', 'low', 'high', 'verdict']
+    >>> verdicts.passes <= 12
+    True
+    """
+    wanted = _wanted(tests)
+    net = unwrap(model)
+    total = _Progress(progress, passes)
+    with _still(net):
+
+        def ask(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return _scores(net(x))
+
+        def look(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            cams = gradcam(net, x, layer=layer, target=y.to(x.device), method=method)
+            return _scores(cams.output), cams.maps[0]
+
+        seen = look_at(data, look, torch.Generator().manual_seed(seed), total.looked)
+        wanted = [t for t in wanted if seen.masks or not t.masks] if tests is None else wanted
+        if any(t.masks for t in wanted) and not seen.masks:
+            raise GradCAMError(f"The tests {[t.name for t in wanted if t.masks]} need masks in every batch of the set.")
+        classes = seen.judged(LEAST)
+        names = [str(vocab[c]) if vocab and c < len(vocab) else str(c) for c in range(seen.classes)]
+        outcomes = Outcomes()
+        if classes:
+            total.size = len(seen)
+            outcomes = hold(wanted, data, seen, classes, ask, passes - 1, seed, total.changed)
+    outcomes.forwards += len(seen)
+    judged = {c: names[c] for c in classes}
+    colour = {c: distance(seen.means.numpy(), seen.y.numpy(), c) for c in classes}
+    rows = rows_of(outcomes.trials, [t.name for t in wanted], judged, colour, rule or Rule(), seed)
+    transplanted = {names.index(row.label): row for row in rows if row.test == "transplant"}
+    suspicion = _suspicions(seen, classes, transplanted)
+    return Verdicts(
+        pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS)),
+        {names[c]: s for c, s in suspicion.items()},
+        _left_out(seen, classes, names),
+        len(seen),
+        outcomes.forwards / len(seen),
+        outcomes,
+        names,
+    )
+
+
+def _wanted(tests: Sequence[str] | None) -> list[Intervention]:
+    for name in tests or ():
+        if name not in interventions:
+            raise GradCAMError(one_of("test", name, list(interventions)))
+    return [interventions[name] for name in (interventions if tests is None else tests)]
+
+
+@contextmanager
+def _still(net: nn.Module) -> Iterator[None]:
+    """Inside, `net` is in evaluation mode; after, it is as it was."""
+    with torch.inference_mode(False), unchanged(net):
+        for module in net.modules():
+            module.training = False
+        yield
+
+
+def _scores(output: Any) -> Tensor:
+    output = main_output(output).detach().float()
+    if output.ndim > 2 and output[0, 0].numel() == 1:
+        output = output.flatten(1)
+    if output.ndim > 2:
+        raise GradCAMError(f"Interventions need a score per class and image, (N, K), got {tuple(output.shape)}.")
+    return class_scores(output)
+
+
+class _Progress:
+    """Counts images shown, as the share of those allowed."""
+
+    def __init__(self, report: Callable[[float], None] | None, passes: float) -> None:
+        self.report, self.passes, self.size, self.shown = report, passes, 0, 0
+
+    def looked(self, images: int) -> None:
+        self.shown += images
+
+    def changed(self, images: int) -> None:
+        self.shown += images
+        if self.report is not None:
+            self.report(min(1.0, self.shown / (self.passes * self.size)))
+
+
+def _suspicions(seen: Seen, classes: Sequence[int], rows: Mapping[int, Row]) -> dict[int, Suspicion]:
+    """`rows`: of the transplanted patch, whose excess is compared between classes."""
+    right, y = seen.right.numpy(), seen.y.numpy()
+    colours, means = seen.colours.numpy(), seen.means.numpy()
+    centres = (seen.hot.numpy() + np.array(seen.side) / 2) / np.array(seen.size)
+    area = seen.side[0] * seen.side[1] / (seen.size[0] * seen.size[1])
+    excess = {c: rows[c].effect - rows[c].control for c in classes if c in rows}
+    found = {}
+    for c in classes:
+        mine, rest = right & (y == c), [v for k, v in excess.items() if k != c]
+        found[c] = Suspicion(
+            area,
+            alike(colours[mine], colours[right & (y != c)]),
+            spread(centres[mine]),
+            excess.get(c, np.nan) - (float(np.nanmedian(rest)) if rest else 0.0),
+            distance(means, y, c),
+        )
+    return found
+
+
+def _left_out(seen: Seen, classes: Sequence[int], names: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for c in sorted(set(range(seen.classes)) - set(classes)):
+        images, right = int((seen.y == c).sum()), int(seen.right[seen.y == c].sum())
+        found[names[c]] = (
+            f"{names[c]!r} is not judged: {right} of its {images} images in the judging set are recognised, and a class "
+            f"needs {LEAST}. A larger set (n=) may hold more."
+        )
+    return found
