@@ -17,7 +17,7 @@ from ._engine.layers import Layer, unwrap
 from ._errors import GradCAMError, one_of
 from ._judge.interventions import Intervention, interventions
 from ._judge.look import Data, Seen, look_at
-from ._judge.rule import Row, Rule, Suspicion, alike, distance, rows_of, spread
+from ._judge.rule import Row, Rule, Suspicion, alike, distance, measured, spread, with_verdicts
 from ._judge.trials import Outcomes, hold
 from .cam import gradcam
 from .methods import Method
@@ -118,13 +118,17 @@ def judge(
             total.size = len(seen)
             outcomes = hold(wanted, data, seen, classes, ask, passes - 1, seed, total.changed)
     outcomes.forwards += len(seen)
-    judged = {c: names[c] for c in classes}
-    colour = {c: distance(seen.means.numpy(), seen.y.numpy(), c) for c in classes}
-    rows = rows_of(outcomes.trials, [t.name for t in wanted], judged, colour, rule or Rule(), seed)
-    transplanted = {names.index(row.label): row for row in rows if row.test == "transplant"}
-    suspicion = _suspicions(seen, classes, transplanted)
+    rows = {
+        c: [
+            measured(names[c], t.name, outcomes.of(c, t.name), np.random.default_rng([seed, c, k]))
+            for k, t in enumerate(wanted)
+        ]
+        for c in classes
+    }
+    suspicion = _suspicions(seen, rows)
+    judged = [row for c in classes for row in with_verdicts(rows[c], suspicion[c], rule or Rule())]
     return Verdicts(
-        pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS)),
+        pd.DataFrame([vars(row) for row in judged], columns=list(COLUMNS)),
         {names[c]: s for c, s in suspicion.items()},
         _left_out(seen, classes, names),
         len(seen),
@@ -174,21 +178,20 @@ class _Progress:
             self.report(min(1.0, self.shown / (self.passes * self.size)))
 
 
-def _suspicions(seen: Seen, classes: Sequence[int], rows: Mapping[int, Row]) -> dict[int, Suspicion]:
-    """`rows`: of the transplanted patch, whose excess is compared between classes."""
+def _suspicions(seen: Seen, rows: Mapping[int, Sequence[Row]]) -> dict[int, Suspicion]:
     right, y = seen.right.numpy(), seen.y.numpy()
     colours, means = seen.colours.numpy(), seen.means.numpy()
     centres = (seen.hot.numpy() + np.array(seen.side) / 2) / np.array(seen.size)
     area = seen.side[0] * seen.side[1] / (seen.size[0] * seen.size[1])
-    excess = {c: rows[c].effect - rows[c].control for c in classes if c in rows}
+    excess = {c: row.excess for c, mine in rows.items() for row in mine if row.test == "transplant" and row.images}
     found = {}
-    for c in classes:
+    for c in rows:
         mine, rest = right & (y == c), [v for k, v in excess.items() if k != c]
         found[c] = Suspicion(
             area,
             alike(colours[mine], colours[right & (y != c)]),
             spread(centres[mine]),
-            excess.get(c, np.nan) - (float(np.nanmedian(rest)) if rest else 0.0),
+            excess.get(c, np.nan) - (float(np.median(rest)) if rest else 0.0),
             distance(means, y, c),
         )
     return found

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .interventions import PUT, interventions
 from .trials import Trial
 
-__all__ = ["Row", "Rule", "Suspicion", "alike", "distance", "interval", "rows_of", "spread"]
+__all__ = ["Row", "Rule", "Suspicion", "alike", "distance", "interval", "measured", "spread", "with_verdicts"]
 
 SHORTCUT, CLEAR, UNDECIDED = "shortcut", "clear", "undecided"
-# The intervention on images of other classes that must confirm what was taken away from images of the class.
-_CONFIRMED_BY = {"cover": "transplant", "place_away": "place", "colour_away": "colour", "blur_away": "blur"}
+# Losing a true part of an object loses the class, too. So what was taken away counts only where one of these, which
+# put it on images of other classes, confirms it.
+_CONFIRMED_BY = {
+    "cover": {"transplant", "keep", "place"},
+    "place_away": {"place"},
+    "colour_away": {"colour"},
+    "blur_away": {"blur", "swap"},
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,16 @@ class Rule:
     """So many images must have been changed, or the verdict is `undecided`."""
     excess: float = 0.2
     """`shortcut`: by so much the effect must exceed its control …"""
+    plain: float = 0.4
+    """… or by so much, if it is a patch that may well be a true part of the object. It is less likely to be …"""
+    area: float = 0.06
+    """… if the patch is no larger than this share of the picture …"""
+    alike: float = 0.1
+    """… and patches of the class resemble each other by so much (`Suspicion.alike`) …"""
+    stands_out: float = 0.15
+    """… or the class stands out from the others by so much (`Suspicion.stands_out`)."""
     low: float = 0.1
-    """… and the lower end of the interval must be above this."""
+    """`shortcut`: the lower end of the interval must be above this."""
     clear: float = 0.2
     """`clear`: the upper end of the interval is below this."""
     colour: float = 2.0
@@ -66,7 +79,11 @@ class Row:
     control: float
     low: float
     high: float
-    verdict: str
+    verdict: str = UNDECIDED
+
+    @property
+    def excess(self) -> float:
+        return self.effect - self.control
 
 
 def interval(excess: np.ndarray, source: np.ndarray, rng: np.random.Generator, draws: int = 1000) -> tuple[float, float]:
@@ -83,47 +100,37 @@ def interval(excess: np.ndarray, source: np.ndarray, rng: np.random.Generator, d
     return float(low), float(high)
 
 
-def rows_of(
-    trials: Sequence[Trial],
-    tests: Sequence[str],
-    names: Mapping[int, str],
-    colour: Mapping[int, float],
-    rule: Rule,
-    seed: int,
-) -> list[Row]:
-    """A row for each class in `names` and each test, in their order. `colour`: each class's distance from others."""
-    rows: list[Row] = []
-    for label, name in names.items():
-        confirmed: set[str] = set()
-        found: list[Row] = []
-        for test in sorted(tests, key=lambda t: (interventions[t].direction != PUT, tests.index(t))):
-            mine = [t for t in trials if t.test == test and t.label == label]
-            row = _row(name, test, mine, rule, confirmed, np.random.default_rng([seed, label]))
-            if test == "colour" and row.verdict == SHORTCUT and colour[label] < rule.colour:
-                row = replace(row, verdict=UNDECIDED)
-            if row.verdict == SHORTCUT:
-                confirmed.add(test)
-            found.append(row)
-        rows += sorted(found, key=lambda row: tests.index(row.test))
-    return rows
-
-
-def _row(
-    name: str, test: str, trials: Sequence[Trial], rule: Rule, confirmed: set[str], rng: np.random.Generator
-) -> Row:
+def measured(label: str, test: str, trials: Sequence[Trial], rng: np.random.Generator) -> Row:
+    """The row of one class and test, before there is a verdict."""
     if not trials:
-        return Row(name, test, 0, np.nan, np.nan, np.nan, np.nan, UNDECIDED)
+        return Row(label, test, 0, np.nan, np.nan, np.nan, np.nan)
     effect, control = (np.array([getattr(t, k) for t in trials], float) for k in ("effect", "control"))
     low, high = interval(effect - control, np.array([t.source for t in trials]), rng)
-    share, beside = float(effect.mean()), float(control.mean())
-    needs = _CONFIRMED_BY.get(test)
-    verdict = UNDECIDED
-    if len(trials) >= rule.images:
-        if share - beside >= rule.excess and low > rule.low and (needs is None or needs in confirmed):
-            verdict = SHORTCUT
-        elif high < rule.clear:
-            verdict = CLEAR
-    return Row(name, test, len(trials), share, beside, low, high, verdict)
+    return Row(label, test, len(trials), float(effect.mean()), float(control.mean()), low, high)
+
+
+def with_verdicts(rows: Sequence[Row], suspicion: Suspicion, rule: Rule) -> list[Row]:
+    """The rows of one class with their verdicts, in their order."""
+    confirmed = {row.test for row in rows if row.test not in _CONFIRMED_BY and _is_shortcut(row, suspicion, rule)}
+    found = []
+    for row in rows:
+        needs = _CONFIRMED_BY.get(row.test, confirmed)
+        if _is_shortcut(row, suspicion, rule) and needs & confirmed:
+            found.append(replace(row, verdict=SHORTCUT))
+        else:
+            clear = row.images >= rule.images and row.high < rule.clear
+            found.append(replace(row, verdict=CLEAR if clear else UNDECIDED))
+    return found
+
+
+def _is_shortcut(row: Row, suspicion: Suspicion, rule: Rule) -> bool:
+    needed = rule.excess
+    if row.test in ("transplant", "keep"):
+        alien = suspicion.alike >= rule.alike or suspicion.stands_out >= rule.stands_out
+        needed = rule.excess if alien and suspicion.area <= rule.area else rule.plain
+    if row.test == "colour" and not suspicion.colour >= rule.colour:
+        return False
+    return row.images >= rule.images and row.excess >= needed and row.low > rule.low
 
 
 def alike(mine: np.ndarray, others: np.ndarray) -> float:

@@ -59,6 +59,10 @@ class Outcomes:
     patches: dict[int, list[Tensor]] = field(default_factory=dict)
     places: dict[int, str] = field(default_factory=dict)
 
+    def of(self, label: int, test: str) -> list[Trial]:
+        """The trials of one class and test."""
+        return [t for t in self.trials if t.label == label and t.test == test]
+
 
 class Pairing:
     """Chooses which images of a batch are changed, and which lend content, so that all classes are tested alike."""
@@ -150,16 +154,21 @@ def hold(
                 used[test.name] += len(triples)
                 allowed -= len(triples)
                 tick(2 * len(triples))
+    if start != len(seen):
+        raise GradCAMError(_CHANGED)
     return outcomes
+
+
+_CHANGED = (
+    "The judging set gave other images when it was read again. It must give the same batches each time (no shuffling, no "
+    "random transforms), and a generator can be read only once: give a function that makes it."
+)
 
 
 def _check_same(batch: Batch, seen: Seen, at: range) -> None:
     known = seen.sums[at.start : at.stop]
     if len(known) != len(batch) or not torch.equal(known, batch.x.double().sum((1, 2, 3)).cpu()):
-        raise GradCAMError(
-            "The judging set gave other images when it was read again: it must give the same batches each time "
-            "(no shuffling, no random transforms), and a generator can be read only once: give a function that makes it."
-        )
+        raise GradCAMError(_CHANGED)
 
 
 def _pairs(
