@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +11,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ._engine.guard import unchanged
-from ._engine.layers import Layer, unwrap
+from ._engine.guard import undisturbed
+from ._engine.layers import Layer, named_layers, unwrap
+from ._engine.method import MapFunction, Method
+from ._engine.shadow import shadow
 from ._errors import GradCAMError, one_of
 from ._judge.interventions import Intervention, interventions
 from ._judge.look import Data, Seen, look_at
 from ._judge.rule import Row, Rule, Suspicion, alike, distance, measured, spread, with_verdicts
 from ._judge.trials import Outcomes, hold
-from .cam import gradcam
-from .methods import Method
+from .cam import explain
 from .targets import class_scores, main_output
 
 __all__ = ["COLUMNS", "PASSES", "Rule", "Suspicion", "Verdicts", "interventions", "judge"]
@@ -63,7 +63,7 @@ def judge(
     vocab: Sequence[str] | None = None,
     *,
     layer: Layer = None,
-    method: str | Method | Callable[[Tensor, Tensor], Tensor] = "gradcam",
+    method: str | Method | MapFunction = "gradcam",
     tests: Sequence[str] | None = None,
     seed: int = 12345,
     rule: Rule | None = None,
@@ -95,16 +95,17 @@ def judge(
     True
     """
     wanted = _wanted(tests)
-    net = unwrap(model)
+    layers = None if layer is None else [name for name, _ in named_layers(unwrap(model), layer)]
     total = _Progress(progress, passes)
-    with _still(net):
+    with torch.inference_mode(False), undisturbed():
+        net = shadow(unwrap(model))
 
         def ask(x: Tensor) -> Tensor:
             with torch.no_grad():
                 return _scores(net(x))
 
         def look(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            cams = gradcam(net, x, layer=layer, target=y.to(x.device), method=method)
+            cams = explain(net, x, layer=layers, target=y.to(x.device), method=method)
             return _scores(cams.output), cams.maps[0]
 
         seen = look_at(data, look, torch.Generator().manual_seed(seed), total.looked)
@@ -143,15 +144,6 @@ def _wanted(tests: Sequence[str] | None) -> list[Intervention]:
         if name not in interventions:
             raise GradCAMError(one_of("test", name, list(interventions)))
     return [interventions[name] for name in (interventions if tests is None else tests)]
-
-
-@contextmanager
-def _still(net: nn.Module) -> Iterator[None]:
-    """Inside, `net` is in evaluation mode; after, it is as it was."""
-    with torch.inference_mode(False), unchanged(net):
-        for module in net.modules():
-            module.training = False
-        yield
 
 
 def _scores(output: Any) -> Tensor:

@@ -168,8 +168,9 @@ def test_the_place_of_a_class_is_where_its_mean_map_is_densest(place, at):
         map[0], map[-1], map[:, 0], map[:, -1] = 9.0, 9.0, 9.0, 9.0
     else:
         map[at] = 1.0
-    name, region, control = place_of(map)
-    assert name == place
+    found = place_of(map)
+    region, control = found.region, found.opposite
+    assert found.name == place
     assert map[region].mean() > map[control].mean()
     assert abs(int(region.sum()) - int(control.sum())) <= 0.05 * region.sum(), "the control has another area"
     assert not (region & control).any()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BOX", "hottest", "place_of", "random_beside", "random_corners"]
+__all__ = ["BOX", "Place", "hottest", "place_of", "random_beside", "random_corners"]
 
 # A patch is a box of this share of the picture's height and width: 4 % of its area.
 BOX = 0.2
@@ -43,8 +45,17 @@ def random_beside(hot: Tensor, size: tuple[int, int], side: tuple[int, int], gen
     return found
 
 
-def place_of(mean_map: Tensor) -> tuple[str, Tensor, Tensor]:
-    """The corner or the border where a map `(H, W)` is densest: its name, its region, and a control of its area.
+@dataclass(frozen=True)
+class Place:
+    """A region of the picture, `(H, W)` bool, and another of its area, where the class does not look."""
+
+    name: str
+    region: Tensor
+    opposite: Tensor
+
+
+def place_of(mean_map: Tensor) -> Place:
+    """The corner or the border where a map `(H, W)` is densest.
 
     The control of a corner is the corner where the map is thinnest; that of the border is a block in the centre.
     """
@@ -56,14 +67,16 @@ def place_of(mean_map: Tensor) -> tuple[str, Tensor, Tensor]:
     border[rim : h - rim, rim : w - rim] = False
     best = max(density, key=density.__getitem__)
     if float(mean_map[border].mean()) > density[best]:
-        return "border", border, _centre(h, w, float(border.float().mean()))
-    return f"{best} corner", regions[best], regions[min(density, key=density.__getitem__)]
+        return Place("border", border, _centre(h, w, float(border.float().mean())))
+    return Place(f"{best} corner", regions[best], regions[min(density, key=density.__getitem__)])
 
 
 def _corner(h: int, w: int, vertical: str, horizontal: str) -> Tensor:
     region = torch.zeros(h, w, dtype=torch.bool)
     a, b = max(1, round(h * _CORNER)), max(1, round(w * _CORNER))
-    region[slice(0, a) if vertical == "top" else slice(h - a, h), slice(0, b) if horizontal == "left" else slice(w - b, w)] = True
+    region[
+        slice(0, a) if vertical == "top" else slice(h - a, h), slice(0, b) if horizontal == "left" else slice(w - b, w)
+    ] = True
     return region
 
 

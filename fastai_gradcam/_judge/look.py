@@ -117,7 +117,9 @@ def look_at(data: Data, look: Look, generator: torch.Generator, tick: Callable[[
             scale = x.float().mean((0, 2, 3)).cpu(), x.float().std((0, 2, 3)).clamp(min=1e-6).cpu()
         colours = _colours(x.float().cpu(), hot, side, scale)
         cold = random_beside(hot, size, side, generator)
-        parts.append((y, pred, x.double().sum((1, 2, 3)).cpu(), hot, cold, found, colours, x.float().mean((2, 3)).cpu()))
+        parts.append(
+            (y, pred, x.double().sum((1, 2, 3)).cpu(), hot, cold, found, colours, x.float().mean((2, 3)).cpu())
+        )
         masks = masks and batch.masks is not None
         tick(len(batch))
     if not parts:
@@ -132,7 +134,9 @@ def _classes(scores: Tensor, y: Tensor) -> int:
             f"Interventions need a score for each of at least two classes, (N, K), got {tuple(scores.shape)}."
         )
     if int(y.max()) >= scores.shape[1] or int(y.min()) < 0:
-        raise GradCAMError(f"The targets go from {int(y.min())} to {int(y.max())}, but there are {scores.shape[1]} scores.")
+        raise GradCAMError(
+            f"The targets go from {int(y.min())} to {int(y.max())}, but there are {scores.shape[1]} scores."
+        )
     return scores.shape[1]
 
 

@@ -86,7 +86,9 @@ class Row:
         return self.effect - self.control
 
 
-def interval(excess: np.ndarray, source: np.ndarray, rng: np.random.Generator, draws: int = 1000) -> tuple[float, float]:
+def interval(
+    excess: np.ndarray, source: np.ndarray, rng: np.random.Generator, draws: int = 1000
+) -> tuple[float, float]:
     """The 95 % interval of the mean of `excess`, by a bootstrap over the images `source` that the trials come from.
 
     An image without an effect is added to those drawn from, so that a handful of images that agree is not certain.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._errors import GradCAMError
-from .boxes import place_of, random_corners
+from .boxes import Place, place_of, random_corners
 from .interventions import PUT, Intervention, Pairs
 from .look import Batch, Data, Seen, read
 
@@ -128,7 +128,7 @@ def hold(
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     pairing, outcomes = Pairing(seen, classes, rng), Outcomes()
     regions = {c: place_of(seen.mean_maps[c]) for c in classes}
-    outcomes.places = {c: name for c, (name, _, _) in regions.items()}
+    outcomes.places = {c: place.name for c, place in regions.items()}
     # An image changed is shown twice: as the test has it, and as its control has it.
     share = min(1.0, passes / max(sum(2 * t.rounds for t in tests), 1e-9))
     quota = {t.name: int(share * t.rounds * len(seen)) for t in tests}
@@ -178,7 +178,7 @@ def _pairs(
     triples: list[tuple[int, int, int]],
     start: int,
     corners: Tensor,
-    regions: dict[int, tuple[str, Tensor, Tensor]],
+    regions: dict[int, Place],
 ) -> Pairs:
     images, partners, others = (torch.tensor(column) for column in zip(*triples, strict=True))
     lends = partners if test.direction == PUT else images
@@ -189,7 +189,8 @@ def _pairs(
         return None if masks is None else masks[(index - start).to(masks.device)].to(device)
 
     x, partner, other = (batch.x[(index - start).to(device)] for index in (images, partners, others))
-    region, opposite = (torch.stack([place[k] for place in places]).to(device) for k in (1, 2))
+    region = torch.stack([place.region for place in places]).to(device)
+    opposite = torch.stack([place.opposite for place in places]).to(device)
     hot, cold = seen.hot[lends], seen.cold[lends]
     return Pairs(
         x, partner, other, hot, cold, corners, seen.side, region, opposite, mask_of(images), mask_of(partners), mask_of(others)
