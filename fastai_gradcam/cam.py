@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._engine.default import default_spot, space_of
+from ._engine.default import default_spot
 from ._engine.guard import undisturbed, without_checkpoints
 from ._engine.inputs import Inputs, inputs_of
-from ._engine.layers import Layer, named_layers, unwrap
-from ._engine.look import Look, Spot, look
+from ._engine.layers import Layer, Spot, named_layers, unwrap
+from ._engine.look import Look, Scene, look
 from ._engine.method import MapFunction, Method
 from ._engine.question import Question
 from ._engine.shadow import shadow
@@ -35,7 +36,7 @@ class CAMs:
     float32 `(N, *space)`, or `(N, K, *space)` for `(N, K)` targets. `layers`: dotted names. `output`: the model's
     detached output. `target`: the LongTensor `(N,)` or `(N, K)` explained, `None` for a callable.
     `negative_share[i]`: share of the absolute mass of each map that was negative before the method's ReLU, 0…1,
-    `(N,)` or `(N, K)`, NaN for a map without mass.
+    `(N,)` or `(N, K)`, NaN for a map without mass. `notes`: what one should know about these maps, if anything.
     """
 
     maps: list[Tensor]
@@ -43,6 +44,7 @@ class CAMs:
     output: Any
     target: Tensor | None
     negative_share: list[Tensor] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -113,76 +115,70 @@ def explain(
         raise GradCAMTypeError(f"reshape must be a callable from a layer's output to (N, C, *space), got {reshape!r}.")
     with torch.inference_mode(False), without_checkpoints():
         inputs = inputs_of(x, input)
-        question = as_question(target, inputs.n, inputs.dims)
-
-        def space(spot: Spot, output: Tensor) -> Reshape:
-            return space_of(net, spot, output, inputs, reshape)
-
-        def see(inputs: Inputs, question: Question) -> Look:
-            if how.weigh:
-                return weigh(net, inputs, spots, question, how.weigh, space)
-            return look(net, inputs, spots, question, space)
-
-        first = None
-        if layer is not None:
-            spots = [Spot(name, module) for name, module in named_layers(net, layer)]
+        scene = Scene(net, inputs, as_question(target, inputs.n, inputs.dims), reshape)
+        if layer is None:
+            scene, seen, notes = _at_the_default_layer(scene, target)
         else:
-            spots, first = _default(net, inputs, question, target, reshape, space)
-        first = see(inputs, question) if first is None or how.weigh else first
-        signed = _averaged_over_views(inputs, question, how, first, see, [s.name for s in spots])
-    several = first.classes is not None and first.classes.ndim == 2
+            spots = [Spot(name, module) for name, module in named_layers(net, layer)]
+            scene, seen, notes = replace(scene, spots=spots), None, []
+        seen = _see(scene, how) if seen is None or how.weigh else seen
+        signed = _averaged_over_views(scene, how, seen)
+    several = seen.classes is not None and seen.classes.ndim == 2
     made = [torch.stack(each, 1) if several else each[0] for each in signed]
-    return CAMs(
-        [m.relu() if how.relu else m for m in made],
-        [s.name for s in spots],
-        first.output,
-        first.classes,
-        [_negative_share(m, 2 if several else 1) for m in made],
-    )
+    negative = [_negative_share(m, 2 if several else 1) for m in made]
+    maps = [m.relu() if how.relu else m for m in made]
+    return CAMs(maps, [s.name for s in scene.spots], seen.output, seen.classes, negative, notes)
 
 
-def _default(
-    net: nn.Module, inputs: Inputs, question: Question, target: Target, reshape: Reshape | None, space: Any
-) -> tuple[list[Spot], Look | None]:
-    "The default layer, and a look at it if every score has a gradient there."
-    if callable(target):
-        return [default_spot(net, inputs, question, reshape, asker=target)], None
-    few = inputs.first(2)  # enough to tell; a callable may hold something for each image of the batch
-    spots = [default_spot(net, few, question, reshape)]
-    seen = look(net, inputs, spots, question, space, needed=False)
+def _see(scene: Scene, how: Method) -> Look:
+    return weigh(scene, how.weigh) if how.weigh else look(scene)
+
+
+def _at_the_default_layer(scene: Scene, target: Target) -> tuple[Scene, Look | None, list[str]]:
+    "The scene there, a look if one was needed to find out, and notes."
+
+    def at(few: Inputs, of: Any) -> tuple[Scene, list[str]]:
+        classes = () if callable(of) else of
+        total = partial(scene.question.total, classes=classes)
+        spot, note = default_spot(scene.net, few, total, scene.reshape, of)
+        return replace(scene, spots=[spot]), [note] * bool(note)
+
+    if callable(target):  # it may hold something for each image of the batch
+        there, notes = at(scene.inputs, target)
+        return there, None, notes
+    there, notes = at(scene.inputs.first(2), ())
+    seen = look(there, needed=False)
     if all(bool(G.any()) for Gs in seen.gradients for G in Gs) or seen.classes is None:
-        return spots, seen
+        return there, seen, notes
     # Classes may have branches of their own.
-    classes = sorted(set(seen.classes.flatten().tolist()))
-    others = [default_spot(net, few, question, reshape, classes)]
-    return (spots, seen) if others == spots else (others, None)
+    other, more = at(scene.inputs.first(2), tuple(sorted(set(seen.classes.flatten().tolist()))))
+    return (there, seen, notes) if other.spots == there.spots else (other, None, more)
 
 
-def _averaged_over_views(
-    inputs: Inputs, question: Question, how: Method, first: Look, see: Callable[..., Look], names: Sequence[str]
-) -> list[list[Tensor]]:
+def _averaged_over_views(scene: Scene, how: Method, seen: Look) -> list[list[Tensor]]:
     "The maps of each layer and score before the ReLU, averaged over the views that the method asks for."
     if not how.augment and not how.noise:
-        return _signed(how, [first], names)
-    asked = question.settled(first.output)
-    views_signed: list[list[list[Tensor]]] = []
-    for view, back in views(inputs.x) if how.augment else [(inputs.x, unchanged_view)]:
-        of_view, changed = question_of_view(asked, back, inputs.x.shape[2:]), inputs.with_x(view)
-        seen = see(changed, of_view) if views_signed else first
-        copies = [see(inputs.with_x(noisy), of_view) for noisy in noisy_copies(view, *how.noise)] if how.noise else []
-        signed = _signed(how, [seen, *copies], names)
-        views_signed.append([[back(m) for m in layer] for layer in signed])
-    return [
-        [torch.stack(same).mean(0) for same in zip(*layer, strict=True)] for layer in zip(*views_signed, strict=True)
-    ]
+        return _signed(how, scene, [seen])
+    asked, x = scene.question.settled(seen.output), scene.inputs.x
+    made: list[list[list[Tensor]]] = []
+    for view, back in views(x) if how.augment else [(x, unchanged_view)]:
+        question = question_of_view(asked, back, x.shape[2:])
+
+        def see(x: Tensor, question: Question = question) -> Look:
+            return _see(replace(scene, question=question, inputs=scene.inputs.with_x(x)), how)
+
+        copies = [see(noisy) for noisy in noisy_copies(view, *how.noise)] if how.noise else []
+        signed = _signed(how, scene, [see(view) if made else seen, *copies])
+        made.append([[back(m) for m in layer] for layer in signed])
+    return [[torch.stack(same).mean(0) for same in zip(*layer, strict=True)] for layer in zip(*made, strict=True)]
 
 
-def _signed(how: Method, looks: list[Look], names: Sequence[str]) -> list[list[Tensor]]:
-    "From a look, and from the gradients of noisy copies in place of its own if there are any."
+def _signed(how: Method, scene: Scene, looks: list[Look]) -> list[list[Tensor]]:
+    "From the first look's activations, and its gradients or those of the noisy copies that follow it."
     gradients = [seen.gradients for seen in looks[1:] or looks]
     return [
-        [how.checked(A, list(Gs), name) for Gs in zip(*(copy[i] for copy in gradients), strict=True)]
-        for i, (name, A) in enumerate(zip(names, looks[0].activations, strict=True))
+        [how.checked(A, list(Gs), spot.name) for Gs in zip(*(copy[i] for copy in gradients), strict=True)]
+        for i, (spot, A) in enumerate(zip(scene.spots, looks[0].activations, strict=True))
     ]
 
 

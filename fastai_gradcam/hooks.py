@@ -9,31 +9,31 @@ import torch
 from fastai.callback.hook import Hook as FastaiHook
 from torch import Tensor, nn
 
+from ._engine.nested import map_tensors, replaced, tensors
+from ._errors import GradCAMError
+
 __all__ = ["Hook", "HookBwd"]
 
 
-def _copy(value: Any) -> Any:
-    "A copy of `value` that later in-place operations cannot reach."
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, (list, tuple)):
-        return [_copy(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _copy(v) for k, v in value.items()}
-    return value
-
-
-def _copy_output(module: nn.Module, input: Any, output: Any) -> Any:
-    return _copy(output)
+def _copy_output(module: nn.Module, args: Any, output: Any) -> Any:
+    "A copy of the output that later in-place operations cannot reach."
+    return map_tensors(lambda t: t.detach().clone(), output)
 
 
 class Hook(FastaiHook):
     """Context manager whose `stored` is a detached copy of the output of module `m`.
 
-    `stored` has the shape of the module's output, `(N, C, h, w)` for a convolution, and is `None` until the
-    module has run. With `hook_func` it behaves as `fastai.callback.hook.Hook`, whose signature it shares, so
-    that importing it by star over fastai's own changes nobody's code. Raises `ValueError` for `is_forward=False` without
-    a `hook_func`: a gradient is `HookBwd`'s.
+    `stored` has the shape of the module's output, `(N, C, h, w)` for a convolution, and is `None` until the module has
+    run. With `hook_func` it behaves as `fastai.callback.hook.Hook`, whose signature it shares, so that a star import
+    over fastai's own breaks no code. Raises `GradCAMError` for `is_forward=False` without a `hook_func`: gradients are
+    stored by `HookBwd`.
+
+    >>> import torch
+    >>> conv = torch.nn.Conv2d(3, 4, 3)
+    >>> with Hook(conv) as hook:
+    ...     output = conv(torch.ones(1, 3, 5, 5))
+    >>> torch.equal(hook.stored, output)
+    True
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Hook(FastaiHook):
     ) -> None:
         if hook_func is None:
             if not is_forward:
-                raise ValueError("Hook(m, is_forward=False) stores no gradient; use HookBwd(m) for that.")
+                raise GradCAMError("Hook(m, is_forward=False) stores no gradient; use HookBwd(m) for that.")
             hook_func = _copy_output
         super().__init__(m, hook_func, is_forward=is_forward, detach=detach, cpu=cpu, gather=gather)
 
@@ -55,11 +55,19 @@ class Hook(FastaiHook):
 class HookBwd:
     """Context manager whose `stored` is the gradient of a score with respect to the output of module `m`.
 
-    Run the model inside the block, then call `.backward()` on the score. `stored` is a detached copy with the
-    shape of the module's output, in units of score per unit of activation; it stays `None` while nothing has been
-    propagated back, or where the score does not depend on the module. It works on every module, also before an
-    in-place operation and in a frozen body, because it listens to the output tensor, not to the module. Of a module
-    that runs several times (a shared ReLU) it stores the gradient of the last output, which is the one `Hook` stores.
+    Run the model inside the block, then call `.backward()` on the score. `stored` is a detached copy with the shape of
+    the module's output (of its first tensor, if it returns several), in units of score per unit of activation. It stays
+    `None` while nothing has been propagated back, or if the score does not depend on the module. It works on every
+    module, also before an in-place operation, in a frozen body and in a checkpoint, because it listens to the output
+    tensor, not to the module. For a module that runs several times (a shared ReLU) it stores the gradient of the last
+    output, which is the one `Hook` stores.
+
+    >>> import torch
+    >>> conv = torch.nn.Conv2d(3, 4, 3)
+    >>> with HookBwd(conv) as hook:
+    ...     conv(torch.ones(1, 3, 5, 5)).sum().backward()
+    >>> hook.stored.shape
+    torch.Size([1, 4, 3, 3])
     """
 
     def __init__(self, m: nn.Module) -> None:
@@ -67,16 +75,20 @@ class HookBwd:
         self._runs = 0
         self._handle = m.register_forward_hook(self._listen)
 
-    def _listen(self, module: nn.Module, input: Any, output: Any) -> Tensor | None:
-        if not torch.is_grad_enabled() or not isinstance(output, Tensor):
+    def _listen(self, module: nn.Module, args: Any, output: Any) -> Any:
+        # A checkpoint runs its modules again in the backward pass.
+        again = torch._C._current_graph_task_id() != -1
+        first = next(iter(tensors(output)), None)
+        if first is None or again or not torch.is_grad_enabled():
             return None
         self._runs += 1
-        # Where nothing before this module wants a gradient (a frozen body), the graph starts here.
-        heard = output if output.requires_grad else output.detach().requires_grad_()
+        # If nothing before this module wants a gradient (a frozen body), the graph starts here.
+        heard = first if first.requires_grad else first.detach().requires_grad_()
         heard.register_hook(self._store_of(self._runs))
         # In-place operations get a clone: a leaf does not allow them, and a tensor of a subclass (fastai's
         # TensorImage) forgets its hook with them.
-        return heard.clone()
+        clone = heard.clone()
+        return clone if isinstance(output, Tensor) else replaced(output, 0, clone)
 
     def _store_of(self, run: int) -> Callable[[Tensor], None]:
         def store(grad: Tensor) -> None:

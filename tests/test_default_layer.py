@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from fastai_gradcam import gradcam
 from fastai_gradcam._engine.default import space_of
 from fastai_gradcam._engine.inputs import inputs_of
-from fastai_gradcam._engine.look import Spot
+from fastai_gradcam._engine.layers import Spot
 from fastai_gradcam._engine.space import Reading, spatial
 
 

@@ -17,8 +17,8 @@ from torch.nn.functional import relu
 from torch.nn.modules.module import register_module_forward_hook
 
 from fastai_gradcam._engine.inputs import inputs_of
-from fastai_gradcam._engine.look import Spot
-from fastai_gradcam._engine.replay import Replay, record
+from fastai_gradcam._engine.layers import Spot
+from fastai_gradcam._engine.replay import Replay
 from fastai_gradcam.cam import gradcam
 from fastai_gradcam.methods import methods
 from fastai_gradcam.targets import contrast
@@ -231,8 +231,7 @@ def _network(name):
 
 
 def _replay(net, layer, x):
-    inputs, spots = inputs_of(x), [Spot(layer, net.get_submodule(layer))]
-    return Replay(net, inputs, spots[0], record(net, inputs, spots))
+    return Replay(net, inputs_of(x), Spot(layer, net.get_submodule(layer)))
 
 
 def _both(net, layer, x, index=1, variants=4):

@@ -10,7 +10,8 @@ from fastai.vision.all import ImageDataLoaders, Resize, TensorImage, resnet34, v
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from fastai_gradcam._engine.look import Restart, Spot
+from fastai_gradcam._engine.layers import Spot
+from fastai_gradcam._engine.look import Restart
 from fastai_gradcam._engine.nested import replaced, tensors
 from fastai_gradcam.cam import gradcam
 from fastai_gradcam.hooks import Hook, HookBwd

@@ -86,10 +86,10 @@ def test_a_layer_or_a_layout_that_is_not_the_expected_one_is_a_failure(models, m
     assert models.look(square()).good
     assert not models.look(square(layer="1", space=(16, 16))).good
     # the right layer, read along the wrong dimension: eight channels beside 8 × 8 cells
-    from fastai_gradcam import cam
+    from fastai_gradcam._engine import look
     from fastai_gradcam._engine.space import Reading
 
-    monkeypatch.setattr(cam, "space_of", lambda *args: Reading(last=True))
+    monkeypatch.setattr(look, "space_of", lambda *args: Reading(last=True))
     found = models.look(square())
     assert (found.layer, found.map) == ("3", (8, 8)) and not found.good and found.captum > 0.1
 

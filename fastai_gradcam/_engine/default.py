@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from .._errors import GradCAMError
 from .inputs import Inputs
+from .layers import Spot
 from .locality import best_of, localities
-from .look import Spot
-from .question import Question
-from .search import Flow, NothingArrives, search
+from .search import Found, NothingArrives, search
 from .shadow import original, shadow
 from .space import Reading, Reshape, even, readings_of, spatial
 
@@ -31,7 +30,7 @@ class _Memory:
     "What was found about a model, as long as its modules are these. Keys refer to callables weakly."
 
     modules: list[tuple[str, Any]]
-    spots: dict[Hashable, tuple[str, int]] = field(default_factory=dict)
+    found: dict[Hashable, Found] = field(default_factory=dict)
     readings: dict[Hashable, Reading] = field(default_factory=dict)
 
 
@@ -45,7 +44,7 @@ def _memory_of(net: nn.Module) -> _Memory:
     modules: list[tuple[str, Any]] = [(name, ref(module)) for name, module in model.named_modules()]
     with _lock:
         memory = _memories.get(model)
-        if memory is None or memory.modules != modules or len(memory.spots) > _MOST_REMEMBERED:
+        if memory is None or memory.modules != modules or len(memory.found) > _MOST_REMEMBERED:
             memory = _memories[model] = _Memory(modules)
         return memory
 
@@ -66,12 +65,12 @@ def space_of(net: nn.Module, spot: Spot, output: Tensor, inputs: Inputs, reshape
                 "has no space to map. Choose an earlier layer, or say with reshape= how it maps to (N, C, *space)."
             )
         return to_space
-    found, key = _memory_of(net).readings, (spot.name, spot.entry, output.shape[1:], x.shape[1:])
+    found, at = _memory_of(net).readings, (spot.name, spot.entry)
+    key = at, output.shape[1:], x.shape[1:]
     if key not in found:
         # A layer that is named mostly has channels first; where its space fits the image nothing is tried out.
         if readings[0] == Reading(False) and even(output.shape[2:], x.shape[2:]):
             return readings[0]
-        at = (spot.name, spot.entry)
         tried = localities(shadow(net), inputs, {at: readings}).get(at)
         found[key] = readings[best_of(tried)] if tried else readings[0]
     return found[key]
@@ -80,45 +79,39 @@ def space_of(net: nn.Module, spot: Spot, output: Tensor, inputs: Inputs, reshape
 def default_spot(
     net: nn.Module,
     inputs: Inputs,
-    question: Question,
+    score: Callable[[Any], Tensor],
     reshape: Reshape | None = None,
-    classes: Sequence[int] = (),
-    asker: Any = None,
-) -> Spot:
-    """The default layer of `net`, a shadow, for the scores of `question`, or for those of `classes` only.
+    of: Sequence[int] | Callable = (),
+) -> tuple[Spot, str]:
+    """The default layer of `net`, a shadow, and what is to be said of it (mostly nothing).
 
-    It is found once per model, input size, `classes` and `asker` (a callable target). Raises `GradCAMError` if no
-    output has space.
+    `score(output)`: the number to differentiate. `of`: the classes that it belongs to, `()` for all, or the callable
+    target. Found once per model, input size and `of`. Raises `GradCAMError` if no output has space.
     """
-    memory, key = _memory_of(net), None
+    memory = _memory_of(net)
     try:
-        key = inputs.at, inputs.x.shape[1:], tuple(classes), asker and ref(asker), reshape and ref(reshape)
-        hash(key)
+        key: Any = inputs.at, inputs.x.shape[1:], ref(of) if callable(of) else of, reshape and ref(reshape)
+        found = memory.found.get(key)
     except TypeError:
-        key = None  # a callable that cannot be hashed or referred to weakly is not remembered
-    if key in memory.spots:
-        name, entry = memory.spots[key]
-    else:
-        flow, lasting = _search_or_shake(net, inputs, lambda output: question.total(output, classes), reshape)
-        name, entry = flow.name, flow.entry
+        key = found = None  # a callable that cannot be hashed or referred to weakly is not remembered
+    if found is None:
+        found = _searched(net, inputs, score, reshape)
         # If a class has a branch of its own, the other branches never have a gradient.
-        if key is not None and (lasting or classes):
-            memory.spots[key] = name, entry
-        if isinstance(flow.to_space, Reading):
-            memory.readings[name, entry, flow.tensor.shape[1:], inputs.x.shape[1:]] = flow.to_space
-    return Spot(name, net.get_submodule(name), entry)
+        if key is not None and (found.lasting or (of and not callable(of))):
+            memory.found[key] = found
+        if isinstance(found.reading, Reading):
+            memory.readings[(found.name, found.entry), found.shape, inputs.x.shape[1:]] = found.reading
+    return Spot(found.name, net.get_submodule(found.name), found.entry), found.note
 
 
-def _search_or_shake(
-    net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], reshape: Reshape | None
-) -> tuple[Flow, bool]:
+def _searched(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], reshape: Reshape | None) -> Found:
     try:
         return search(shadow(net), inputs, score, reshape)
     except NothingArrives:
         shaken, generator = shadow(net, own_weights=True), torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for p in shaken.parameters():
-                p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=_SHAKE)
+    with torch.no_grad():
+        for p in shaken.parameters():
+            p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=_SHAKE)
     try:
         return search(shaken, inputs, score, reshape)
     except NothingArrives:

@@ -7,33 +7,41 @@ before it is kept in memory, and no frozen body or outer `no_grad` matters.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from .._errors import GradCAMError
+from .default import space_of
 from .inputs import Inputs
+from .layers import Spot
 from .nested import map_tensors, replaced, tensors
 from .question import Question
+from .shadow import allow_gradients
 from .space import Reshape
 
-__all__ = ["Look", "Restart", "Spot", "allow_gradients", "look", "not_reached"]
+__all__ = ["Look", "Restart", "Scene", "look", "not_reached"]
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A place in a network: a module's output.
+class Scene:
+    "What is looked at: a shadow, what it is given, the layers, and what its output is asked."
 
-    `entry`: which of its tensors, where it gives several. `run`: which of its runs, `None` for the last.
-    """
+    net: nn.Module
+    inputs: Inputs
+    question: Question
+    reshape: Reshape | None = None
+    spots: Sequence[Spot] = ()
 
-    name: str
-    module: nn.Module
-    entry: int = 0
-    run: int | None = None
+    def space(self, spot: Spot, output: Tensor) -> Reshape:
+        return space_of(self.net, spot, output, self.inputs, self.reshape)
+
+    @staticmethod
+    def spot_in(net: nn.Module, spot: Spot) -> Spot:
+        "The same place in a copy."
+        return replace(spot, module=net.get_submodule(spot.name))
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,6 @@ class Restart:
         self.spots = spots
         self.outputs: list[Tensor | None] = [None] * len(spots)
         self._runs = [0] * len(spots)
-        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Restart:
         self._handles = [s.module.register_forward_hook(self._hook(i, s)) for i, s in enumerate(self.spots)]
@@ -87,46 +94,32 @@ class Restart:
             handle.remove()
 
 
-def allow_gradients(net: nn.Module, allow: bool) -> None:
-    "Whether the parameters of a shadow take part in autograd; a fast path that skips modules asks for that."
-    for p in net.parameters():
-        p.requires_grad_(allow and (p.is_floating_point() or p.is_complex()))
-
-
-def look(
-    net: nn.Module,
-    inputs: Inputs,
-    spots: Sequence[Spot],
-    question: Question,
-    space: Callable[[Spot, Tensor], Reshape],
-    needed: bool = True,
-) -> Look:
+def look(scene: Scene, needed: bool = True) -> Look:
     """A look by gradients: one forward pass, and one backward pass per score.
 
-    `space(spot, output)` brings a layer's output to `(N, C, *space)`. `needed`: whether a layer that a score does not
-    depend on is an error, or has a gradient of zero.
+    `needed`: whether a layer that a score does not depend on is an error, or has a gradient of zero.
     """
     # A network that turns gradients off by itself (a body under `no_grad`), or whose fast path skips its modules,
     # hides the layer from the first try; the second runs with gradients on throughout.
     for grad in (False, True):
-        allow_gradients(net, grad)
-        with torch.set_grad_enabled(grad), Restart(spots) as restart:
-            output = inputs.run(net)
-            scores, classes = question.scores(output)
+        allow_gradients(scene.net, grad)
+        with torch.set_grad_enabled(grad), Restart(scene.spots) as restart:
+            output = scene.inputs.run(scene.net)
+            scores, classes = scene.question.scores(output)
         outputs = [t for t in restart.outputs if t is not None]
-        if len(outputs) == len(spots) and all(s.requires_grad for s in scores):
+        if len(outputs) == len(scene.spots) and all(s.requires_grad for s in scores):
             break
-    for spot, t in zip(spots, restart.outputs, strict=True):
+    for spot, t in zip(scene.spots, restart.outputs, strict=True):
         if t is None:
             raise not_reached(spot)
-    to_space = [space(spot, t.detach()) for spot, t in zip(spots, outputs, strict=True)]
-    gradients: list[list[Tensor]] = [[] for _ in spots]
+    to_space = [scene.space(spot, t.detach()) for spot, t in zip(scene.spots, outputs, strict=True)]
+    gradients: list[list[Tensor]] = [[] for _ in scene.spots]
     for k, score in enumerate(scores):
         for i, g in enumerate(_gradients(score, outputs, keep_graph=k + 1 < len(scores))):
             if g is None and needed:
                 raise GradCAMError(
-                    f"The score does not depend on layer {spots[i].name!r}: no gradient arrives there. Choose a layer "
-                    "that the score is computed from."
+                    f"The score does not depend on layer {scene.spots[i].name!r}: no gradient arrives there. Choose a "
+                    "layer that the score is computed from."
                 )
             gradients[i].append(to_space[i](torch.zeros_like(outputs[i]) if g is None else g).float())
     activations = [to(t.detach()).float() for to, t in zip(to_space, outputs, strict=True)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -13,109 +12,68 @@ from torch import Tensor, nn
 
 from .._errors import GradCAMError
 from .inputs import Inputs
-from .look import Spot, allow_gradients, not_reached
+from .layers import Spot
+from .look import not_reached
 from .nested import map_tensors, replaced, rows_per_image, tensors
+from .shadow import allow_gradients, shadow
 from .space import Reshape
 
-__all__ = ["Record", "Replay", "record"]
+__all__ = ["Replay"]
 
 
-_RUN = object()
-
-
-@dataclass
-class Record:
-    """One pass over all images. For spot i: what its module gave, how often it ran, and what finished before it.
-
-    `before[i]`: the outermost modules that finish before the layer does, with what they gave, `_RUN` where that is not
-    one row per image. `grad`: whether gradients had to be on for the layers to run.
-    """
-
-    output: Any
-    given: list[Any]
-    activations: list[Tensor]
-    runs: list[int]
-    before: list[list[tuple[nn.Module, Any]]]
-    grad: bool
-
-
-def record(net: nn.Module, inputs: Inputs, spots: Sequence[Spot]) -> Record:
-    "Run the network and keep what `spots` give. Raises `GradCAMError` for a layer that does not run."
-    for grad in (False, True):
-        # A fast path that skips its modules where no gradient is wanted hides the layer from the first try.
-        allow_gradients(net, grad)
-        recorder = _Recorder(spots, inputs.n)
-        handles = [m.register_forward_pre_hook(recorder.enter) for m in net.modules()]
-        handles += [m.register_forward_hook(recorder.leave) for m in net.modules()]
-        try:
-            with torch.set_grad_enabled(grad):
-                output = map_tensors(Tensor.detach, inputs.run(net))
-        finally:
-            for handle in handles:
-                handle.remove()
-        given = recorder.given
-        if all(g is not None for g in given):
-            found = [tensors(g)[s.entry] for g, s in zip(given, spots, strict=True)]
-            return Record(output, given, found, recorder.runs, recorder.before, grad)
-    raise not_reached(next(s for s, g in zip(spots, given, strict=True) if g is None))
-
-
-class _Recorder:
-    def __init__(self, spots: Sequence[Spot], n: int) -> None:
-        self.spots, self.n = spots, n
-        self.given: list[Any] = [None] * len(spots)
-        self.runs = [0] * len(spots)
-        self.before: list[list[tuple[nn.Module, Any]]] = [[] for _ in spots]
-        self._starts: list[list[int]] = []
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        self._starts.append([len(finished) for finished in self.before])
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        kept = None
-        for i, (spot, start) in enumerate(zip(self.spots, self._starts.pop(), strict=True)):
-            if module is spot.module:
-                del self.before[i][start:]
-                run, self.runs[i] = self.runs[i], self.runs[i] + 1
-                if spot.run in (None, run) and len(tensors(output)) > spot.entry:
-                    self.given[i] = map_tensors(_copy, output)
-            elif self.runs[i] == 0 and rows_per_image(output, self.n):
-                # The outermost of the finished modules stands for those inside of it.
-                kept = map_tensors(_copy, output) if kept is None else kept
-                self.before[i][start:] = [(module, kept)]
-            elif self.runs[i] == 0:
-                self.before[i].append((module, _RUN))
-
-
-class _NotReached(Exception):
-    "The layer's output cannot be replaced in this way."
-
-
-@dataclass
 class Replay:
     """Runs the network for changed images, or for changed activations of `spot` in one image.
 
     For activations, the outermost modules that finish before the layer give what they gave for that image, so that
-    only what comes after the layer is computed. A module whose output is not one row per image runs again. If such a
-    replay does not give the network's own output (state kept between modules, say), the whole network runs, with the
-    layer's output replaced.
+    only what comes after the layer is computed. If that does not give the network's own output (state kept between
+    modules, say), the whole network runs, with the layer's output replaced.
+
+    `output`: the network's output for `inputs`; `activations`: the layer's.
     """
 
-    net: nn.Module
-    inputs: Inputs
-    spot: Spot
-    seen: Record
-    at: int = 0
-    _shared: bool = True
+    def __init__(self, net: nn.Module, inputs: Inputs, spot: Spot) -> None:
+        self.net, self.inputs, self.spot = net, inputs, spot
+        # A fast path that skips its modules where no gradient is wanted hides the layer from the first try.
+        if not self._record(False) and not self._record(True):
+            raise not_reached(spot)
+
+    def _record(self, grad: bool) -> bool:
+        "One pass over all images. Whether the layer gave a tensor."
+        self.given, self.runs, self.before = None, 0, list[tuple[nn.Module, Any]]()
+        starts: list[int] = []
+
+        def enter(module: nn.Module, args: Any) -> None:
+            starts.append(len(self.before))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            start = starts.pop()
+            if module is self.spot.module:
+                del self.before[start:]
+                self.runs += 1
+                if self.spot.run in (None, self.runs - 1) and len(tensors(output)) > self.spot.entry:
+                    self.given = map_tensors(_copy, output)
+            elif not self.runs and rows_per_image(output, self.inputs.n):
+                # The outermost of the finished modules stands for those inside of it.
+                self.before[start:] = [(module, map_tensors(_copy, output))]
+
+        handles = [m.register_forward_pre_hook(enter) for m in self.net.modules()]
+        handles += [m.register_forward_hook(leave) for m in self.net.modules()]
+        self._grad = grad
+        allow_gradients(self.net, grad)
+        try:
+            self.output = self._run(self.net, self.inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self.given is not None
 
     @property
     def activations(self) -> Tensor:
-        return self.seen.activations[self.at]
+        return tensors(self.given)[self.spot.entry]
 
     def of_images(self, x: Tensor, index: int) -> Any:
         "The output for images `(B, C, *space)` in the place of image `index`."
-        inputs = self.inputs.repeated(index, len(x)) if len(self.inputs.values) > 1 else self.inputs
-        return self._run(inputs.with_x(x))
+        return self._run(self.net, self.inputs.repeated(index, len(x)).with_x(x))
 
     def __call__(self, activations: Tensor, index: int) -> Any:
         "The output for variants `(B, …)` of image `index`'s activations, which it may overwrite."
@@ -124,16 +82,16 @@ class Replay:
     @cached_property
     def partial(self) -> bool:
         "Whether a replay gives the first image its own output, in a batch of another size than the recorded one."
-        if self.seen.runs[self.at] != 1 or not rows_per_image(self.seen.given[self.at], self.inputs.n):
+        if self.runs != 1 or not rows_per_image(self.given, self.inputs.n):
             return False
         n = 3 if self.inputs.n == 2 else 2
         # Rows that share memory are free; an operation in place needs rows of its own.
         for self._shared in (True, False):
             try:
                 again = self._replayed(self.activations[[0] * n], 0)
-            except (RuntimeError, _NotReached):
+            except RuntimeError:
                 continue
-            pairs = list(zip(tensors(again, False), tensors(self.seen.output, False), strict=True))
+            pairs = list(zip(tensors(again, False), tensors(self.output, False), strict=True))
             if pairs and all(self._same(rows, own[:1]) for rows, own in pairs if own.ndim and len(rows) == n):
                 return True
         return False
@@ -152,9 +110,9 @@ class Replay:
             )
         return cells
 
-    def _run(self, inputs: Inputs) -> Any:
-        with torch.set_grad_enabled(self.seen.grad):
-            return map_tensors(Tensor.detach, inputs.run(self.net))
+    def _run(self, net: nn.Module, inputs: Inputs) -> Any:
+        with torch.set_grad_enabled(self._grad):
+            return map_tensors(Tensor.detach, inputs.run(net))
 
     def _same(self, rows: Tensor, own: Tensor) -> bool:
         if rows.shape[1:] != own.shape[1:]:
@@ -164,69 +122,59 @@ class Replay:
         off, size = (rows - own).float().abs().nan_to_num(), own.float().abs().nan_to_num()
         return off.numel() == 0 or bool(off.max() <= max(1e-4, 4 * eps) * size.max())
 
+    @cached_property
+    def _stage(self) -> dict[str, tuple[nn.Module, Callable]]:
+        "The modules of a copy, by name, with their own `forward`: stand-ins never reach `net`."
+        copy = shadow(self.net)
+        allow_gradients(copy, self._grad)
+        return {name: (module, module.forward) for name, module in copy.named_modules()}
+
     def _replayed(self, activations: Tensor, index: int) -> Any:
-        n, reached = len(activations), False
+        n, reached = len(activations), []
 
         def rows(t: Tensor) -> Tensor:
             one = t[index : index + 1]
             return one.expand(n, *t.shape[1:]) if self._shared and n > 1 else one.repeat(n, *[1] * (t.ndim - 1))
 
         def layer(*args: Any, **kwargs: Any) -> Any:
-            nonlocal reached
-            reached = True
-            return replaced(map_tensors(rows, self.seen.given[self.at]), self.spot.entry, activations)
+            reached.append(True)
+            return replaced(map_tensors(rows, self.given), self.spot.entry, activations)
 
-        stand_ins: dict[nn.Module, Callable[..., Any]] = {self.spot.module: layer}
-        before = self.seen.before[self.at]
-        for module in {module: None for module, _ in before}:
-            stand_ins[module] = _in_turn(module.forward, [out for m, out in before if m is module], rows)
-        with _forwards_replaced(stand_ins):
-            output = self._run(self.inputs.map(lambda t: rows(t) if t.ndim and len(t) == self.inputs.n else t))
+        names = {module: name for name, module in self.net.named_modules()}
+        recorded = defaultdict(list)
+        for module, output in self.before:
+            recorded[names[module]].append(output)
+        for name, outputs in recorded.items():
+            module, forward = self._stage[name]
+            vars(module)["forward"] = _in_turn(outputs, forward, rows)
+        vars(self._stage[self.spot.name][0])["forward"] = layer
+        output = self._run(self._stage[""][0], self.inputs.repeated(index, n))
         if not reached:
-            raise _NotReached
+            raise RuntimeError("The layer was not reached.")
         return output
 
     def _whole(self, activations: Tensor, index: int) -> Any:
-        run, last = 0, self.seen.runs[self.at] - 1
+        run, wanted = 0, self.runs - 1 if self.spot.run is None else self.spot.run
 
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
             nonlocal run
             run += 1
-            wanted = last if self.spot.run is None else self.spot.run
             return replaced(output, self.spot.entry, activations) if run == wanted + 1 else None
 
-        handle = self.spot.module.register_forward_hook(replace)
-        try:
-            return self._run(self.inputs.repeated(index, len(activations)))
-        finally:
-            handle.remove()
+        with self.spot.module.register_forward_hook(replace):
+            return self._run(self.net, self.inputs.repeated(index, len(activations)))
 
 
-def _in_turn(forward: Callable, recorded: list, rows: Callable[[Tensor], Tensor]) -> Callable:
+def _in_turn(outputs: list, forward: Callable, rows: Callable[[Tensor], Tensor]) -> Callable:
     "Gives what the module gave in its first calls, and runs it in those after the layer."
-    left = iter(recorded)
+    left = iter(outputs)
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
-        out = next(left, _RUN)
-        return forward(*args, **kwargs) if out is _RUN else map_tensors(rows, out)
+        for output in left:
+            return map_tensors(rows, output)
+        return forward(*args, **kwargs)
 
     return stand_in
-
-
-@contextmanager
-def _forwards_replaced(stand_ins: dict[nn.Module, Callable]) -> Iterator[None]:
-    # A module may carry a `forward` of its own already, put there by another library.
-    before = [(module, vars(module).get("forward")) for module in stand_ins]
-    try:
-        for module, forward in stand_ins.items():
-            vars(module)["forward"] = forward
-        yield
-    finally:
-        for module, own in before:
-            if own is None:
-                vars(module).pop("forward", None)
-            else:
-                vars(module)["forward"] = own
 
 
 def _copy(t: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from .._errors import GradCAMError
 from .inputs import Inputs
 from .locality import IS_LOCAL, best_of, localities
-from .look import allow_gradients
 from .nested import tensors
+from .shadow import allow_gradients
 from .space import Reshape, beyond_doubt, readings_of, spatial
 
-__all__ = ["Flow", "NothingArrives", "search"]
+__all__ = ["Found", "NothingArrives", "search"]
 
 # A map may grow again by this factor (a U-Net's decoder); more cells than that are no map, but (N, heads, tokens, C).
 _GROWS = 8
@@ -25,16 +25,31 @@ _GROWS = 8
 _SEVERAL_IN_ONE = (2, 3)
 
 
+@dataclass(frozen=True)
+class Found:
+    """The default layer: tensor `entry` of module `name`'s output, of `shape` per image, and how it lies in space.
+
+    `lasting`: whether it would be the same on other images. `note`: what a user should know about it, if anything.
+    """
+
+    name: str
+    entry: int
+    shape: tuple[int, ...]
+    reading: Reshape | None
+    lasting: bool
+    note: str
+
+
 class NothingArrives(Exception):
     "The score has no gradient anywhere, for example because a head starts at zero."
 
 
 @dataclass(eq=False)
-class Flow:
+class _Flow:
     """A tensor that flowed out of a module, or of several that hand it on: `names` with the entry in their output.
 
     `node`, `given`: the autograd nodes of the tensor and of the first module's input. `width`: that input's last
-    dimension. `mixes`: whether the first module mixes channels.
+    dimension. `mixes`: whether the first module mixes channels. `sure`: whether its shape alone says where space is.
     """
 
     tensor: Tensor
@@ -44,73 +59,72 @@ class Flow:
     width: int
     mixes: bool
     names: list[tuple[str, int]]
+    learnable: bool = False
     readings: list[Reshape] = field(default_factory=list)
     sure: bool = False
     to_space: Reshape | None = None
     grad: Tensor | None = None
-    name: str = ""
-    entry: int = 0
 
     @property
     def reached(self) -> bool:
         return self.grad is not None and self.to_space is not None and bool(self.to_space(self.grad).any())
 
 
-def search(
-    net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], reshape: Reshape | None
-) -> tuple[Flow, bool]:
-    "The default layer's flow, and whether it would be the same on other images."
-    output, total, flows = _flows(net, inputs, score)
+def search(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], reshape: Reshape | None = None) -> Found:
+    "Listen to all modules in one pass forward and back, and leave out what is no place to explain."
     x = inputs.x
-    _read_by_reshape(flows, x, reshape) if reshape is not None else _read_by_shape(flows, x)
+    output, total, flows = _flows(net, inputs, score)
+    if reshape is None:
+        _read_by_shape(flows, x)
+    else:
+        _read_by_reshape(flows, x, reshape)
     flows = [f for f in flows if f.readings]
     if not flows:
         raise GradCAMError(
             f"No layer of this {type(net).__name__} has an output with space for an input {tuple(x.shape)}; name one "
             "with layer=, and say how its output maps to (N, C, *space) with reshape=."
         )
-    for f, grad in zip(flows, _gradients(total, [f.tensor for f in flows]), strict=True):
-        f.grad, f.to_space = grad, f.readings[0]
-    learnable = _name_by_parameters(net, flows)
+    _propagate(total, flows)
     reached = [f for f in flows if f.reached]
     _settle_readings(net, inputs, reached)
     found = [f for f in reached if f.reached] or reached
-    found = [f for f in found if f in learnable] or found
+    found = [f for f in found if f.learnable] or found
     if not found:
         raise NothingArrives
-    graph = _upstream(total.grad_fn)
-    for f in found:
-        # Operations in place on a view write its history anew.
-        f.node = f.node if f.node in graph else f.tensor.grad_fn
     found = _before_the_scores(found, output, x)
-    found = _up_to_a_whole(found)
-    found = _without_keys_and_values(found, x)
+    found, note = _up_to_a_whole(found)
+    last = _without_keys_and_values(found, x)[-1]
     # A layer after it that has no gradient now may have one on other images (a ReLU that is off here).
-    after = flows[flows.index(found[-1]) + 1 :]
-    return found[-1], all(f.grad is None or bool(f.grad.any()) for f in after if f in learnable)
+    after = [f for f in flows[flows.index(last) + 1 :] if f.learnable and f.grad is not None]
+    lasting = all(bool(f.grad.any()) for f in after if f.grad is not None)
+    return Found(*last.names[0], tuple(last.tensor.shape[1:]), last.to_space, lasting, note)
 
 
-def _flows(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor]) -> tuple[Any, Tensor, list[Flow]]:
-    "The output, the score, and each tensor that a module gave on the way, in order."
-    flows: dict[tuple[int, int], Flow] = {}
-    x = inputs.x.detach()
+def _flows(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor]) -> tuple[Any, Tensor, list[_Flow]]:
+    "The output, the score, and each tensor that a module gave on the way, in order, under its innermost names."
+    flows: dict[tuple[int, int], _Flow] = {}
+    learnable = {name for name, m in net.named_modules() if any(True for _ in m.parameters())}
 
     def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             given = next(iter(tensors(args)), None)
             for entry, tensor in enumerate(tensors(output)):
-                known = flows.get((id(tensor), tensor._version))
-                if known is not None:
-                    known.names.append((name, entry))
-                elif entry == 0:
-                    mixes = any(p.ndim > 1 for p in module.parameters(recurse=False))
+                flow = flows.get((id(tensor), tensor._version))
+                if flow is None and entry == 0:
                     node, width = (None, 0) if given is None else (given.grad_fn, (0, *given.shape)[-1])
-                    flow = Flow(tensor, tensor._version, tensor.grad_fn, node, width, mixes, [(name, entry)])
+                    mixes = any(p.ndim > 1 for p in module.parameters(recurse=False))
+                    flow = _Flow(tensor, tensor._version, tensor.grad_fn, node, width, mixes, [])
                     flows[id(tensor), tensor._version] = flow
+                if flow is not None:
+                    if name in learnable and not flow.learnable:
+                        flow.names.clear()  # a module with parameters is named rather than one without
+                    flow.learnable |= name in learnable
+                    flow.names.append((name, entry))
 
         return hook
 
     handles = [m.register_forward_hook(listen(name)) for name, m in net.named_modules() if name]
+    x = inputs.x.detach()
     allow_gradients(net, not x.is_floating_point())
     try:
         with torch.enable_grad():
@@ -122,16 +136,17 @@ def _flows(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor]) -> tu
     return output, total, list(flows.values())
 
 
-def _gradients(total: Tensor, wanted: list[Tensor]) -> list[Tensor | None]:
-    asked = [t for t in wanted if t.requires_grad]
-    if not asked or not total.requires_grad:
-        return [None] * len(wanted)
-    grads = dict(zip(map(id, asked), torch.autograd.grad(total, asked, allow_unused=True), strict=True))
-    return [grads.get(id(t)) for t in wanted]
+def _propagate(total: Tensor, flows: list[_Flow]) -> None:
+    "Each flow's gradient, and its node where operations in place on a view have written its history anew."
+    wanted = [f for f in flows if f.tensor.requires_grad and total.requires_grad]
+    grads = torch.autograd.grad(total, [f.tensor for f in wanted], allow_unused=True) if wanted else []
+    graph = _upstream(total.grad_fn)
+    for f, grad in zip(wanted, grads, strict=True):
+        f.grad, f.to_space = grad, f.readings[0]
+        f.node = f.node if f.node in graph else f.tensor.grad_fn
 
 
-def _read_by_shape(flows: list[Flow], x: Tensor) -> None:
-    "The ways in which each output may lie in space, and whether its shape leaves no doubt."
+def _read_by_shape(flows: list[_Flow], x: Tensor) -> None:
     fewest = math.inf
     for f in flows:
         shape = f.tensor.shape
@@ -143,7 +158,7 @@ def _read_by_shape(flows: list[Flow], x: Tensor) -> None:
                 fewest = min(fewest, math.prod(space))
 
 
-def _read_by_reshape(flows: list[Flow], x: Tensor, reshape: Reshape) -> None:
+def _read_by_reshape(flows: list[_Flow], x: Tensor, reshape: Reshape) -> None:
     refused: Exception | None = None
     for f in flows:
         try:
@@ -156,33 +171,21 @@ def _read_by_reshape(flows: list[Flow], x: Tensor, reshape: Reshape) -> None:
         raise GradCAMError(f"reshape= fits the output of no layer: {refused}") from refused
 
 
-def _name_by_parameters(net: nn.Module, flows: list[Flow]) -> list[Flow]:
-    "Name each flow by the innermost module with parameters that handed it on. The flows that have one."
-    names = {name for name, m in net.named_modules() if any(True for _ in m.parameters())}
-    learnable = []
-    for f in flows:
-        own = [at for at in f.names if at[0] in names]
-        f.name, f.entry = (own or f.names)[0]
-        if own:
-            learnable.append(f)
-    return learnable
-
-
-def _settle_readings(net: nn.Module, inputs: Inputs, reached: list[Flow]) -> None:
+def _settle_readings(net: nn.Module, inputs: Inputs, reached: list[_Flow]) -> None:
     "Try out the readings that shapes leave open, where it matters: after the last flow that is sure."
     last = max((i for i, f in enumerate(reached) if f.sure), default=-1)
     if last + 1 == len(reached):
         return
     unsure = [f for f in reached if not f.sure]
-    answers = localities(net, inputs, {(f.name, f.entry): f.readings for f in unsure})
+    answers = localities(net, inputs, {f.names[0]: f.readings for f in unsure})
     for f in unsure:
-        found = answers.get((f.name, f.entry))
+        found = answers.get(f.names[0])
         if found:
             best = best_of(found)
             f.to_space = f.readings[best] if found[best] > IS_LOCAL else None
 
 
-def _before_the_scores(flows: list[Flow], output: Any, x: Tensor) -> list[Flow]:
+def _before_the_scores(flows: list[_Flow], output: Any, x: Tensor) -> list[_Flow]:
     """In a segmentation, `flows` up to the one that the map of scores is computed from; elsewhere all of them.
 
     The map of scores has space and takes part in the score, and explains nothing: it is the score.
@@ -190,7 +193,7 @@ def _before_the_scores(flows: list[Flow], output: Any, x: Tensor) -> list[Flow]:
     scores = next(iter(tensors(output)), None)
     if scores is None or scores.ndim != x.ndim or spatial(scores, x.shape) is None:
         return flows
-    left, gone = list(flows), list[Flow]()
+    left, gone = list(flows), list[_Flow]()
     # Two such maps may be added up. A convolution among them reads features, whatever their number of channels.
     while (
         left
@@ -202,26 +205,32 @@ def _before_the_scores(flows: list[Flow], output: Any, x: Tensor) -> list[Flow]:
     return left or flows
 
 
-def _up_to_a_whole(flows: list[Flow]) -> list[Flow]:
+def _up_to_a_whole(flows: list[_Flow]) -> tuple[list[_Flow], str]:
     """`flows` up to the last one without another beside it, so that the whole score passes through.
 
-    If each has another beside it (two trunks), up to the last without one that is read from the same tensor; all of
-    them if there is none.
+    If each has another beside it (two trunks), up to the last without one that is read from the same tensor, or all of
+    them; then a note says which branches are left out.
     """
     nodes = {f.node for f in flows}
     upstream = {f: _upstream(f.node) & nodes for f in flows}
 
-    def beside(one: Flow, other: Flow) -> bool:
+    def beside(one: _Flow, other: _Flow) -> bool:
         return one.node not in upstream[other] and other.node not in upstream[one]
 
+    note = ""
     for near in (False, True):
         for i in range(len(flows) - 1, -1, -1):
             if not any(beside(flows[i], f) for f in flows if not near or f.given is flows[i].given is not None):
-                return flows[: i + 1]
-    return flows
+                return flows[: i + 1], note and note.format(flows[i].names[0][0])
+        ends = [f.names[0][0] for f in flows if not any(f.node in upstream[g] for g in flows if g.node is not f.node)]
+        note = (
+            "The score is computed from several branches, and no layer holds all of it: the map is that of '{}' alone. "
+            f"layer={ends} gives a map for the end of each branch."
+        )
+    return flows, note.format(flows[-1].names[0][0])
 
 
-def _without_keys_and_values(flows: list[Flow], x: Tensor) -> list[Flow]:
+def _without_keys_and_values(flows: list[_Flow], x: Tensor) -> list[_Flow]:
     left = list(flows)
     while (
         len(left) > 1

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .._errors import GradCAMError, reason_of
 
-__all__ = ["copied", "original", "shadow"]
+__all__ = ["allow_gradients", "copied", "original", "shadow"]
 
 T = TypeVar("T")
 
@@ -48,6 +48,7 @@ def shadow(model: nn.Module, own_weights: bool = False) -> nn.Module:
     for module in new.modules():
         module.training = False
     vars(new)["_shadow_of"] = weakref.ref(original(model))
+    vars(new)["_own_hooks"] = [hook for module in new.modules() for hook in _hooks(module)]
     return new
 
 
@@ -72,11 +73,11 @@ class _Copier:
         self.alive: list[Any] = []  # an object that is gone would give its id to another
         self.trail: list[tuple[Any, Any]] = []
         self.names = {m: name for name, m in root.named_modules()} if isinstance(root, nn.Module) else {}
-        for module in self.names:
-            for hooks in [v for k, v in vars(module).items() if k.endswith("_hooks") and v]:
-                for hook in hooks.values():
-                    if _is_observer(hook, self.names):
-                        self.memo[id(hook)] = hook
+        # A hook that was put on a shadow belongs to its caller, who listens to copies of it, too.
+        own = vars(root).get("_own_hooks") if isinstance(root, nn.Module) else None
+        for hook in [hook for module in self.names for hook in _hooks(module)]:
+            if _is_observer(hook, self.names) or (own is not None and not any(hook is o for o in own)):
+                self.memo[id(hook)] = hook
 
     def __call__(self, obj: Any) -> Any:
         kind = type(obj)
@@ -96,13 +97,13 @@ class _Copier:
             return self._tensor(obj)
         if isinstance(obj, torch.Generator):
             return torch.Generator(obj.device).set_state(obj.get_state())
-        if isinstance(getattr(obj, "_orig_mod", None), nn.Module):
+        if isinstance(obj, nn.Module) and isinstance(getattr(obj, "_orig_mod", None), nn.Module):
             return self(obj._orig_mod)  # compiled: the plain module computes the same
         return self._object(obj, kind)
 
     def _dict(self, obj: Any) -> Any:
         new = self.memo[id(obj)] = type(obj)()
-        for key, value in obj.items():
+        for key, value in list(obj.items()):  # another thread's forward pass may add to it
             new[self(key)] = self(value)
         return new
 
@@ -260,6 +261,10 @@ def _sets_cells(code: types.CodeType) -> bool:
     return any(i.opname == "STORE_DEREF" and i.argval in code.co_freevars for i in dis.get_instructions(code))
 
 
+def _hooks(module: nn.Module) -> list[Any]:
+    return [hook for key, value in vars(module).items() if key.endswith("_hooks") and value for hook in value.values()]
+
+
 def _is_observer(hook: Any, modules: dict) -> bool:
     """Whether a hook belongs to a callback or a logger rather than to the network.
 
@@ -298,3 +303,9 @@ def _parts(obj: Any) -> Iterator[Any]:
     else:
         yield from getattr(obj, "__dict__", {}).values()
         yield from (getattr(obj, name, None) for name in ("__self__", "func", "args"))
+
+
+def allow_gradients(net: nn.Module, allow: bool) -> None:
+    "Whether the parameters of a shadow take part in autograd. A fast path that skips modules asks for that."
+    for p in net.parameters():
+        p.requires_grad_(allow and (p.is_floating_point() or p.is_complex()))

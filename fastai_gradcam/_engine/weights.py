@@ -6,20 +6,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .inputs import Inputs
-from .look import Look, Spot
-from .method import WeightFunction
+from .look import Look, Scene
 from .nested import map_tensors
-from .question import Question
-from .replay import Replay, record
+from .replay import Replay
 from .shadow import shadow
 from .space import Reshape
 
@@ -31,118 +28,96 @@ _SECONDS_BEFORE_A_BAR = 5
 _COARSE = (torch.float16, torch.bfloat16)
 
 
-def weigh(
-    net: nn.Module,
-    inputs: Inputs,
-    spots: Sequence[Spot],
-    question: Question,
-    weights: WeightFunction,
-    space: Callable[[Spot, Tensor], Reshape],
-) -> Look:
-    """A look without gradients, whose `gradients` are the weights `(N, C, 1, …)` of the channels.
-
-    A network in half precision or under autocast keeps its own output, but scores are computed in float32: the effect
-    of one channel can be below half precision.
-    """
-    own = None
-    with torch.no_grad(), ExitStack() as precision:
-        finer = _finer(net, inputs, spots)
-        if finer is None:
-            seen = record(net, inputs, spots)
-        else:
-            own = map_tensors(Tensor.detach, inputs.run(net))
-            precision.enter_context(torch.autocast(inputs.x.device.type, enabled=False))
-            try:
-                seen = record(*finer)
-                net, inputs, spots = finer
-            except RuntimeError:
-                # A network that brings its activations to a type of its own.
-                precision.close()
-                seen = record(net, inputs, spots)
-        output = seen.output if own is None else own
-        _, classes = question.scores(output)
-        asked = question.settled(output)
-        base = torch.stack(asked.scores(seen.output)[0], 1).float()  # (N, K)
-        made = [
-            _of_layer(Replay(net, inputs, spot, seen, i), asked, base, weights, space) for i, spot in enumerate(spots)
-        ]
-    return Look(output, classes, [A for A, _ in made], [w for _, w in made])
-
-
-def _of_layer(
-    replay: Replay,
-    asked: Question,
-    base: Tensor,
-    weights: WeightFunction,
-    space: Callable[[Spot, Tensor], Reshape],
-) -> tuple[Tensor, list[Tensor]]:
-    "A layer's activations and its weights, one tensor per class."
-    to_space = space(replay.spot, replay.activations)
-    A = to_space(replay.activations).float()
-    with _progress(len(A) * A.shape[1]) as bar:
-        found = [
-            weights(A[i], Probe(replay, i, base[i], asked.of_variants(replay.seen.output, i), to_space, bar))
-            for i in range(len(A))
-        ]
-    return A, list(torch.stack(found, 1).unsqueeze(-1).unflatten(-1, [1] * (A.ndim - 2)))  # (K, N, C, 1, …)
-
-
-def _finer(net: nn.Module, inputs: Inputs, spots: Sequence[Spot]) -> tuple[nn.Module, Inputs, Sequence[Spot]] | None:
-    "The same in float32, `None` where nothing is coarser than that."
-    kind = inputs.x.device.type
-    coarse = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    coarse = coarse or inputs.x.dtype in _COARSE or any(p.dtype in _COARSE for p in net.parameters())
-    if not coarse:
-        return None
-    net = shadow(net)
-    for t in [*net.parameters(), *net.buffers()]:
-        if t.dtype in _COARSE:
-            t.data = t.data.float()
-    spots = [replace(spot, module=net.get_submodule(spot.name)) for spot in spots]
-    return net, inputs.map(lambda t: t.float() if t.dtype in _COARSE else t), spots
-
-
+@dataclass
 class Probe:
     """What the K scores of one image become when it, or its activations at the layer, are changed.
 
-    `x`: the image `(C, *space)`. `base`: its scores `(K,)` as it is.
+    `base`: its scores `(K,)` as it is. `score`: from the output for B variants of it to `(K, B)`.
     """
 
-    def __init__(
-        self,
-        replay: Replay,
-        index: int,
-        base: Tensor,
-        score: Callable[[Any], Tensor],
-        to_space: Reshape,
-        bar: Callable[[int], None],
-    ) -> None:
-        self.x, self.base = replay.inputs.x[index], base
-        self._replay, self._index, self._score, self._to_space, self._bar = replay, index, score, to_space, bar
+    replay: Replay
+    index: int
+    base: Tensor
+    score: Callable[[Any], Tensor]
+    to_space: Reshape
+    advance: Callable[[int], None]
+
+    @property
+    def x(self) -> Tensor:
+        "The image `(C, *space)`."
+        return self.replay.inputs.x[self.index]
 
     def inputs(self, make: Callable[[Tensor], Tensor], channels: Tensor) -> Tensor:
         "Scores `(K, len(channels))` of the images `make(some of the channels)`, `(B, C, *space)`."
-        return self._batched(lambda part: self._replay.of_images(make(part), self._index), channels)
+        return self._batched(lambda part: self.replay.of_images(make(part), self.index), channels)
 
     def without(self, channels: Tensor) -> Tensor:
         "Scores `(K, len(channels))` with each of `channels` of the layer set to zero, one at a time."
         if not len(channels):
             return self.base.new_zeros(len(self.base), 0)
-        kept = self._replay.activations[self._index]
-        cells = self._replay.cells(self._to_space)
+        kept, cells = self.replay.activations[self.index], self.replay.cells(self.to_space)
 
         def ablated(part: Tensor) -> Any:
             flat = kept.flatten().repeat(len(part), 1)
-            return self._replay(flat.scatter_(1, cells[part], 0).unflatten(1, kept.shape), self._index)
+            return self.replay(flat.scatter_(1, cells[part], 0).unflatten(1, kept.shape), self.index)
 
         return self._batched(ablated, channels)
 
     def _batched(self, run: Callable[[Tensor], Any], channels: Tensor) -> Tensor:
         found = []
         for part in channels.split(_BATCH):
-            found.append(self._score(run(part)).float())
-            self._bar(len(part))
+            found.append(self.score(run(part)).float())
+            self.advance(len(part))
         return torch.cat(found, 1)
+
+
+def weigh(scene: Scene, weights: Callable[[Tensor, Probe], Tensor]) -> Look:
+    """A look without gradients, whose `gradients` are the weights `(N, C, 1, …)` of the channels.
+
+    A network in half precision or under autocast keeps its own output, but scores are computed in float32: the effect
+    of one channel can be below half precision.
+    """
+    kind, x = scene.inputs.x.device.type, scene.inputs.x
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    own = None
+    with torch.no_grad():
+        if autocast or x.dtype in _COARSE or any(p.dtype in _COARSE for p in scene.net.parameters()):
+            own = map_tensors(Tensor.detach, scene.inputs.run(scene.net))
+            try:
+                with torch.autocast(kind, enabled=False):
+                    return _weigh(_in_float32(scene), weights, own)
+            except RuntimeError:
+                pass  # a network that brings its activations to a type of its own
+        return _weigh(scene, weights, own)
+
+
+def _in_float32(scene: Scene) -> Scene:
+    net = shadow(scene.net)
+    for t in [*net.parameters(), *net.buffers()]:
+        if t.dtype in _COARSE:
+            t.data = t.data.float()
+    inputs = scene.inputs.map(lambda t: t.float() if t.dtype in _COARSE else t)
+    return replace(scene, net=net, inputs=inputs, spots=[scene.spot_in(net, spot) for spot in scene.spots])
+
+
+def _weigh(scene: Scene, weights: Callable[[Tensor, Probe], Tensor], own: Any) -> Look:
+    replays = [Replay(scene.net, scene.inputs, spot) for spot in scene.spots]
+    output = replays[0].output if own is None else own
+    _, classes = scene.question.scores(output)
+    asked = scene.question.settled(output)
+    look = Look(output, classes, [], [])
+    for replay in replays:
+        base = torch.stack(asked.scores(replay.output)[0], 1).float()  # (N, K)
+        to_space = scene.space(replay.spot, replay.activations)
+        A = to_space(replay.activations).float()
+        with _progress(len(A) * A.shape[1]) as advance:
+            each = [
+                weights(A[i], Probe(replay, i, base[i], asked.of_variants(replay.output, i), to_space, advance))
+                for i in range(len(A))
+            ]
+        look.activations.append(A)
+        look.gradients.append(list(torch.stack(each, 1).unsqueeze(-1).unflatten(-1, [1] * (A.ndim - 2))))
+    return look
 
 
 @contextmanager
