@@ -48,7 +48,7 @@ def shadow(model: nn.Module, own_weights: bool = False) -> nn.Module:
     for module in new.modules():
         module.training = False
     vars(new)["_shadow_of"] = weakref.ref(original(model))
-    vars(new)["_own_hooks"] = [hook for module in new.modules() for hook in _hooks(module)]
+    vars(new)["_copied_with_it"] = [hook for module in new.modules() for hook in _hooks(module)]
     return new
 
 
@@ -74,7 +74,7 @@ class _Copier:
         self.trail: list[tuple[Any, Any]] = []
         self.names = {m: name for name, m in root.named_modules()} if isinstance(root, nn.Module) else {}
         # A hook that was put on a shadow belongs to its caller, who listens to copies of it, too.
-        own = vars(root).get("_own_hooks") if isinstance(root, nn.Module) else None
+        own = vars(root).get("_copied_with_it") if isinstance(root, nn.Module) else None
         for hook in [hook for module in self.names for hook in _hooks(module)]:
             if _is_observer(hook, self.names) or (own is not None and not any(hook is o for o in own)):
                 self.memo[id(hook)] = hook
