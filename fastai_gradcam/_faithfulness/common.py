@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._engine.guard import evaluating
+from .._engine.guard import undisturbed
 from .._engine.layers import unwrap
+from .._engine.scores import class_scores, main_output
+from .._engine.shadow import shadow
 from .._errors import GradCAMError, GradCAMTypeError
-from ..targets import class_scores, main_output
 
 __all__ = ["Given", "Metric", "Pixels", "Scores", "asking", "given", "hottest_first", "metrics", "register", "resized"]
 
@@ -29,7 +30,11 @@ class Scores(Tensor):
     """
 
     figure: Any
-    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
     @staticmethod
     def of(values: Tensor, figure: Any) -> Scores:
@@ -102,7 +107,8 @@ def given(x: Tensor, maps: Tensor, target: Classes, ask: Callable[[Tensor], Tens
         classes = torch.zeros(len(x), dtype=torch.long) if ask is None else ask(x).argmax(1)
     else:
         classes = torch.as_tensor(target)
-    if classes.is_floating_point() or classes.dtype == torch.bool or classes.ndim > 1 or len(classes.expand(len(x))) != len(x):
+    whole = not classes.is_floating_point() and classes.dtype != torch.bool
+    if not whole or classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(x)):
         raise GradCAMError(f"target must hold one class per image, a LongTensor ({len(x)},), got {target!r:.200}.")
     return Given(x, maps, classes.long().to(x.device).expand(len(x)), fine)
 
@@ -111,18 +117,15 @@ def given(x: Tensor, maps: Tensor, target: Classes, ask: Callable[[Tensor], Tens
 def asking(
     model: nn.Module, batch: int = 64, probability: Probability | None = None
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    "Gives `ask(x)`, the class probabilities `(N, C)`; inside, the model is in evaluation mode and asked in batches."
+    "Gives `ask(x)`, the class probabilities `(N, C)` of a copy of the model in evaluation mode, in batches."
     if not isinstance(model, nn.Module):
         raise GradCAMTypeError(f"model must be an nn.Module, got {type(model).__name__}.")
     if batch < 1:
         raise GradCAMError(f"batch must be at least 1, got {batch!r}.")
-    net = unwrap(model)
-
-    def ask(x: Tensor) -> Tensor:
-        return torch.cat([(probability or probabilities)(net(part.clone())).float() for part in x.split(batch)])
-
-    with torch.inference_mode(False), torch.no_grad(), evaluating(net):
-        yield ask
+    read = probability or probabilities
+    with torch.inference_mode(False), torch.no_grad(), undisturbed():
+        net = shadow(unwrap(model))
+        yield lambda x: torch.cat([read(net(part.clone())).float() for part in x.split(batch)])
 
 
 def probabilities(output: Any) -> Tensor:
@@ -156,7 +159,9 @@ class Pixels:
     def _per_channel(value: Any, x: Tensor, default: float) -> Tensor:
         values = torch.as_tensor(default if value is None else value, dtype=torch.float32, device=x.device).flatten()
         if len(values) not in (1, x.shape[1]):
-            raise GradCAMError(f"mean and std need one number, or one for each of {x.shape[1]} channels, got {value!r}.")
+            raise GradCAMError(
+                f"mean and std need one number, or one for each of {x.shape[1]} channels, got {value!r}."
+            )
         return values.view(1, -1, *[1] * (x.ndim - 2))
 
     def of(self, x: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ def deletion(
     batch: int = 64,
     probability: Probability | None = None,
 ) -> Scores:
-    """RISE's deletion: the area under the probability of `target` while the hottest pixels are set to 0; lower is better.
+    """RISE's deletion: the area under the probability of `target` while the hottest pixels are set to 0. Lower is better.
 
-    AUC = (Σ_k y_k - y_0/2 - y_n/2) / n, y_k: the probability with the k · ⌈pixels/`steps`⌉ hottest pixels of `x` set to 0,
-    that is to the mean colour where `x` is normalised. Range 0…1. `x`: `(N, C, *space)`, `maps`: `(N, *space)` at any
+    AUC = (Σ_k y_k - y_0/2 - y_n/2) / n, y_k: the probability with the k · ⌈pixels/`steps`⌉ hottest pixels of `x` set to
+    0, which is the mean colour where `x` is normalised. Range 0…1. `x`: `(N, C, *space)`, `maps`: `(N, *space)` at any
     resolution, `target`: LongTensor `(N,)`; `None` takes the class predicted on the whole image, as RISE does.
 
     Pixels of equal heat are in random order, fixed by `seed` (RISE takes them from bottom to top): a constant or empty
@@ -106,7 +106,7 @@ def blurred(x: Tensor) -> Tensor:
 
     RISE's kernel is a Gaussian folded at the window's edges, so that it sums to 1.
     """
-    weights = torch.exp(-torch.arange(-20, 21).double() ** 2 / 50)
+    weights = torch.exp(-(torch.arange(-20, 21).double() ** 2) / 50)
     kernel = torch.zeros(11, dtype=torch.float64)
     for offset, weight in zip(range(-20, 21), weights / weights.sum(), strict=True):
         place = (5 + offset) % 22

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +79,8 @@ class _Level:
     """The equation of one resolution, all factors times 12 and zero where a pixel is known.
 
     Images are stored `(n, C, cells)` with a border of one cell all around, so that a neighbour is a shift of the flat
-    memory. `diagonal`: a missing cell's sum of weights, plus the 4 by which `_add_neighbours` exceeds it. `relax`: a Jacobi step's factor. Where a
-    cell is known, residuals hold anything: `relax` keeps it out.
+    memory. `diagonal`: a missing cell's sum of weights, plus the 4 by which `_add_neighbours` exceeds it. `relax`: a
+    Jacobi step's factor. Where a cell is known, residuals hold anything: `relax` keeps it out.
     """
 
     shape: tuple[int, int]

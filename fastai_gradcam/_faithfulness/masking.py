@@ -47,15 +47,17 @@ def average_drop(
 ) -> Scores:
     """Grad-CAM++'s drop: how much of the probability is lost where the map is cold; lower is better.
 
-    max(0, Y - O) / Y, 0…1. Y: the probability of `target`, O: that of the image multiplied by its map, which is upsampled
-    bilinearly, cut at zero and divided by its maximum. The product is taken in pixel space, x · `std` + `mean`: cold is
-    black. Without `mean` and `std` it is taken of `x` as it is: cold is the mean colour of normalised input.
+    max(0, Y - O) / Y, 0…1. Y: the probability of `target`, O: that of the image multiplied by its map, which is
+    upsampled bilinearly, cut at zero and divided by its maximum. The product is taken in pixel space, x · `std` +
+    `mean`: cold is black. Without `mean` and `std` it is taken of `x` as it is: cold is the mean colour of normalised
+    input.
     `keep`: Score-CAM's other protocol, which keeps the share `keep` of the pixels that is hottest as it is, and mutes
     the others (0.5 in the paper); ties are in random order, fixed by `seed`.
 
-    `x`: `(N, C, *space)`, `maps`: `(N, *space)`, `target`: LongTensor `(N,)`, `None`: the predicted class. Gives `Scores`
-    `(N,)`, NaN where the map is not finite or Y is 0. `.figure`: the average drop in per cent. An empty map leaves nothing: the drop is that of the black image. Pitfalls: a map of
-    ones has no drop at all, so a metric of maps that are large; compare with that baseline.
+    `x`: `(N, C, *space)`, `maps`: `(N, *space)`, `target`: LongTensor `(N,)`, `None`: the predicted class. Gives
+    `Scores` `(N,)`, NaN where the map is not finite or Y is 0. `.figure`: the average drop in per cent. An empty map
+    leaves nothing: the drop is that of the black image. Pitfalls: a map of ones has no drop at all, so the metric
+    favours maps that are large; compare with that baseline.
 
     Chattopadhay et al. 2018, Grad-CAM++, https://arxiv.org/abs/1710.11063, section 4.2 (whose formula lacks the 1/N).
     """
@@ -81,8 +83,8 @@ def increase(
 ) -> Scores:
     """Grad-CAM++'s increase: whether the image multiplied by its map is surer than the whole; higher is better.
 
-    1 where Y < O, else 0; all as in `average_drop`. NaN where the map is not finite. `.figure`: the share of images with
-    an increase, in per cent. A class of probability 1 cannot increase: 0.
+    1 where Y < O, else 0; all as in `average_drop`. NaN where the map is not finite. `.figure`: the share of images
+    with an increase, in per cent. A class of probability 1 cannot increase: 0.
 
     Chattopadhay et al. 2018, Grad-CAM++, https://arxiv.org/abs/1710.11063, section 4.2.
     """

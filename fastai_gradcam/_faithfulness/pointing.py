@@ -26,9 +26,9 @@ def energy_pointing(
 
     `masks`: bool `(N, H, W)`, true on the object; the map is upsampled to it bilinearly and cut at zero. Range 0…1.
     `per_area`: divided by the object's share of the image: 1 is what a constant map has, 1 / area the most there is.
-    `model` and `target` are not used; all metrics take them. NaN where the map is empty or not finite, and where the mask
-    is empty. `.figure`: the mean. Pitfalls: the share grows with the object, so compare with `per_area`; it says where the
-    map lies, not whether the model uses what lies there.
+    `model` and `target` are not used; all metrics take them. NaN where the map is empty or not finite, and where the
+    mask is empty. `.figure`: the mean. Pitfalls: the share grows with the object, so look at `per_area`, too; it says
+    where the map lies, not whether the model uses what lies there.
 
     Wang et al. 2020, Score-CAM, https://arxiv.org/abs/1910.01279, section 4.3.
 
@@ -57,12 +57,12 @@ def pointing_hit(
     *,
     tolerance: float = 0,
 ) -> Scores:
-    """The pointing game: whether a map's peak lies on the object, or at most `tolerance` pixels from it; higher is better.
+    """The pointing game: whether a map's peak lies on the object, or within `tolerance` pixels of it. Higher is better.
 
-    `masks`: bool `(N, H, W)`; the map is upsampled to it bilinearly. 1 or 0; where several pixels are as high, the share of
-    them that hits. The paper's tolerance is 15 pixels. `model` and `target` are not used. NaN where the map is empty (it
-    has no peak) or not finite, and where the mask is empty: without an object there is nothing to hit or miss.
-    `.figure`: hits / (hits + misses).
+    `masks`: bool `(N, H, W)`; the map is upsampled to it bilinearly. 1 or 0; where several pixels share the maximum,
+    the share of them that hits. The paper's tolerance is 15 pixels. `model` and `target` are not used. NaN where the
+    map is empty (it has no peak) or not finite, and where the mask is empty: without an object there is nothing to hit
+    or to miss. `.figure`: hits / (hits + misses).
 
     Zhang et al. 2016, Excitation backprop, https://arxiv.org/abs/1608.00507, section 4.2.
     """
