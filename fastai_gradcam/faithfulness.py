@@ -3,7 +3,8 @@
 Each metric is a function `(model, x, maps, target, …)` and gives `Scores`, a value per image, NaN where there is no
 answer. `x`: `(N, C, *space)` as the model takes it; `maps`: `(N, *space)` at any resolution; `target`: LongTensor
 `(N,)`, or `None` for the predicted classes. `mean`, `std`: how pixels of 0…1 become the model's input, which is
-(pixels - mean) / std. The model, the random number generators and torch's modes are left as they were. `metrics` holds them by name.
+(pixels - mean) / std. The model, the random number generators and torch's modes are left as they were. `metrics` holds
+them by name.
 
 What has no order or no mass has a defined answer everywhere. A map that holds a NaN or an infinity: NaN. An empty or
 constant map: for `road`, `deletion` and `insertion` the random order; for `average_drop` and `increase` what is left,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ def _edges(x: Tensor, maps: Tensor, seed: int) -> Tensor:
     grey = x.mean(1, keepdim=True)
     space = x.ndim - 2
     conv = (F.conv1d, F.conv2d, F.conv3d)[space - 1]
-    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[space - 1]
+    pools: tuple[Any, ...] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
     grey = F.pad(grey, (1, 1) * space, mode="replicate")
     squares = []
     for d in range(space):
@@ -79,7 +80,7 @@ def _edges(x: Tensor, maps: Tensor, seed: int) -> Tensor:
             weights = torch.tensor([-1.0, 0, 1] if other == d else [1.0, 2, 1], device=x.device)
             kernel = kernel * weights.view([3 if k == other else 1 for k in range(space)])
         squares.append(conv(grey, kernel[None, None]) ** 2)
-    return pool(torch.stack(squares).sum(0).sqrt(), list(maps.shape[1:]))[:, 0]
+    return pools[space - 1](torch.stack(squares).sum(0).sqrt(), tuple(maps.shape[1:]))[:, 0]
 
 
 @_register("another")

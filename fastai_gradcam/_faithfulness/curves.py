@@ -29,7 +29,7 @@ def deletion(
     batch: int = 64,
     probability: Probability | None = None,
 ) -> Scores:
-    """RISE's deletion: the area under the probability of `target` while the hottest pixels are set to 0. Lower is better.
+    """RISE's deletion: the area under `target`'s probability while the hottest pixels are set to 0. Lower is better.
 
     AUC = (Σ_k y_k - y_0/2 - y_n/2) / n, y_k: the probability with the k · ⌈pixels/`steps`⌉ hottest pixels of `x` set to
     0, which is the mean colour where `x` is normalised. Range 0…1. `x`: `(N, C, *space)`, `maps`: `(N, *space)` at any

@@ -104,15 +104,18 @@ def random_logit(
     classes = probs.shape[1]
     if classes < 2:
         raise GradCAMError("random_logit needs a model with two classes or more.")
-    drawn = [
-        int(torch.randint(classes - 1, (), generator=torch.Generator().manual_seed(seed + i))) for i in range(len(x))
-    ]
-    other = torch.tensor(drawn, device=asked.target.device)
-    other = other + (other >= asked.target)
     maker = explain or _maker(model, asked.x, asked.target, layer, method)
-    made = torch.cat([maker(model, a, t) for a, t in zip(asked.x.split(batch), other.split(batch), strict=True)])
+    with torch.inference_mode(False):
+        other = _another_class(asked.target, classes, seed)
+        made = torch.cat([maker(model, a, t) for a, t in zip(asked.x.split(batch), other.split(batch), strict=True)])
     _same_shape(asked.maps, made)
     return asked.scores(spearman(asked.maps.flatten(1), made.detach().float().flatten(1)), _mean)
+
+
+def _another_class(target: Tensor, classes: int, seed: int) -> Tensor:
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(target))]
+    drawn = torch.stack([torch.randint(classes - 1, (), generator=g) for g in generators]).to(target.device)
+    return drawn + (drawn >= target)
 
 
 def _same_shape(maps: Tensor, made: Tensor) -> None:
