@@ -51,6 +51,12 @@ PAGES = [
         """measure evidence negative_share entropy concentration border_share centroid centroid_shift similarity iou_top
         mask_share pointing_hit""".split(),
     ),
+    (
+        "Is a map any good?",
+        "faithfulness",
+        """road impute deletion insertion average_drop increase win energy_pointing pointing_hit randomisation random_logit
+        baseline interval Scores""".split(),
+    ),
     ("Loggers", "loggers", ["TensorBoardLogger", "WandbLogger"]),
     ("The embedded fish", "demo", ["make_fish", "fish_items", "fish_label", "fish_mask"]),
 ]
