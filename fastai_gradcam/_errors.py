@@ -47,6 +47,7 @@ def reason_of(error: BaseException) -> str:
 def one_of(what: str, given: object, valid: Sequence[str], most: int = 20) -> str:
     """A message for `given` not being among `valid`: the nearest one first, then all (at most `most`).
 
+    >>> from fastai_gradcam._errors import one_of
     >>> one_of("method", "grad-cam", ["gradcam", "layercam"])
     "There is no method 'grad-cam'. Did you mean 'gradcam'? Methods: gradcam, layercam."
     """

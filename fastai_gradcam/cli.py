@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     `argv`: the arguments without the program's name, by default `sys.argv[1:]`. The status is 0 when the work is done,
     1 when it failed, 2 when the request does not fit. With `--debug` exceptions are raised instead.
 
+    >>> from fastai_gradcam.cli import main
     >>> main(["report", "nowhere"])
     2
     """

@@ -31,7 +31,7 @@ def kept():
     return {name: Executed(nbformat.read(EXAMPLES / name, as_version=4)) for name in NOTEBOOKS}
 
 
-@pytest.fixture(params=["executed", "kept"])
+@pytest.fixture(params=[pytest.param("executed", marks=pytest.mark.slow), "kept"])
 def found(request):
     "The notebooks in both ways, one after the other."
     return {name: one.notebook for name, one in request.getfixturevalue(request.param).items()}
@@ -98,6 +98,7 @@ def test_one_grid_stands_below_fastais_table(found):
     assert heat(picture(found[FIRST], "fit_one_cycle", "image/jpeg")) > 0.02
 
 
+@pytest.mark.slow
 def test_the_grid_is_replaced_in_place_after_each_epoch(executed):
     one = executed[FIRST]
     (grids,) = one.pictures.values()
@@ -211,6 +212,7 @@ def test_stored_notebooks_are_small_whole_and_of_no_machine(kept, name):
             assert output.output_type != "error" and output.get("name") != "stderr", cell.source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_stored_notebooks_show_what_they_show_today(kept, executed, name):
     def kinds(cell):

@@ -17,6 +17,8 @@ from fastai_gradcam._cli.folders import read_folder
 from fastai_gradcam.callback import GradCAMCallback
 from fastai_gradcam.demo import RECIPE, make_fish
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (0, 1, 2)
 EPOCHS = 10
 # Rows of a run, as the mean over the seeds: a training is chaotic, and one image more or less that is wrong is a row.
