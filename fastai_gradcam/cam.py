@@ -37,6 +37,14 @@ class CAMs:
     detached output. `target`: the LongTensor `(N,)` or `(N, K)` explained, `None` for a callable.
     `negative_share[i]`: share of the absolute mass of each map that was negative before the method's ReLU, 0…1,
     `(N,)` or `(N, K)`, NaN for a map without mass. `notes`: what one should know about these maps, if anything.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> from fastai_gradcam import gradcam
+    >>> cams = gradcam(model, torch.randn(2, 3, 9, 9), target=torch.tensor([[0, 3], [0, 3]]))
+    >>> cams.layers, cams.maps[0].shape, cams.target.tolist()
+    (['0'], torch.Size([2, 2, 4, 4]), [[0, 3], [0, 3]])
     """
 
     maps: list[Tensor]
@@ -84,12 +92,13 @@ def gradcam(
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; the other methods name theirs.
 
     >>> import torch
+    >>> from fastai_gradcam import gradcam
     >>> from torch import nn
     >>> body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
     >>> model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     >>> cams = gradcam(model, torch.randn(2, 3, 33, 33), target=1)
     >>> cams.layers, cams.maps[0].shape
-    (['0.0'], torch.Size([2, 16, 16]))
+    (['0'], torch.Size([2, 16, 16]))
     """
     if not isinstance(model, nn.Module):
         raise GradCAMTypeError(f"model must be an nn.Module, with layers to listen to, got {type(model).__name__}.")

@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(error: Exception) -> tuple[str, int]:
     "The line that answers an exception, and the exit status: 2 for a user's mistake, 1 for a fault of ours."
     # An `OSError` with a file name is about a file that the user named: missing, unreadable, not to be written.
-    named = isinstance(error, OSError) and (error.filename is not None or not error.errno)
-    if isinstance(error, (GradCAMError, ValueError, TypeError)) or named:
+    if isinstance(error, GradCAMError) or (isinstance(error, OSError) and error.filename is not None):
         return str(error), 2
     return (
         f"{reason_of(error).rstrip('.')}. This is a fault of fastai_gradcam {__version__}, not yours. "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._errors import GradCAMError
 from .run import Run
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class WandbLogger:
 
         target = self.wandb_run if self.wandb_run is not None else wandb.run
         if target is None:
-            raise ValueError("There is no W&B run to log to: call wandb.init() first.")
+            raise GradCAMError("There is no W&B run to log to: call wandb.init() first.")
         logged: dict[str, Any] = {f"gradcam/{k}": v for k, v in mean_numbers(run, frame).items()}
         logged["gradcam/grid"] = wandb.Image(run.grid(frame["frame"]))
         if self.step is None:

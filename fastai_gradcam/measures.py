@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from ._errors import GradCAMError
+
 __all__ = [
     "MEASURES",
     "border_share",
@@ -195,7 +197,7 @@ def _finite(map: ArrayLike, dims: int | None) -> tuple[np.ndarray, Space]:
     map = np.asarray(map, dtype=np.float64)
     dims = min(2, map.ndim) if dims is None else dims
     if not 1 <= dims <= map.ndim:
-        raise ValueError(f"a map of shape {map.shape} has no {max(dims, 1)} axes of space")
+        raise GradCAMError(f"a map of shape {map.shape} has no {max(dims, 1)} axes of space")
     space = map.shape[map.ndim - dims :]
     flat = map.reshape(*map.shape[: map.ndim - dims], -1)
     with np.errstate(over="ignore"):
@@ -293,7 +295,7 @@ def _iou(top: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _against_mask(map: ArrayLike, mask: ArrayLike) -> tuple[float, bool | float]:
     map, inside = np.asarray(map), np.asarray(mask) != 0
     if inside.shape != map.shape and (map.ndim != 2 or inside.ndim != 2):
-        raise ValueError(f"a mask of shape {inside.shape} cannot be laid over a map of shape {map.shape}")
+        raise GradCAMError(f"a mask of shape {inside.shape} cannot be laid over a map of shape {map.shape}")
     cells, space = _cells(map, map.ndim)
     peak = cells.max()
     if not peak > 0 or not inside.any():

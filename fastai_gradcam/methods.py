@@ -45,7 +45,20 @@ methods: dict[str, Method] = {}
 
 
 def register(name: str, **how: Any) -> Callable[[MapFunction], MapFunction]:
-    "Decorator: make `parts(A, G)` available as `method=name`; `how`: other fields of `Method`."
+    """Decorator: make `parts(A, G)` available as `method=name`; `how`: other fields of `Method`.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> from fastai_gradcam import gradcam
+    >>> from fastai_gradcam.methods import methods, register
+    >>> @register("absolute")
+    ... def absolute(A, G):
+    ...     return (A * G).abs()
+    >>> bool((gradcam(model, torch.randn(2, 3, 9, 9), method="absolute").maps[0] > 0).all())
+    True
+    >>> del methods["absolute"]
+    """
 
     def add(parts: MapFunction) -> MapFunction:
         methods[name] = Method(name, parts, **how)
@@ -59,6 +72,18 @@ def register_weights(name: str) -> Callable[[WeightFunction], WeightFunction]:
 
     `A`: one image's activations `(C, *space)`. `probe` (see `fastai_gradcam._engine.weights`) tells what the K scores become
     when the image or its activations are changed. The result is `(K, C)`, the map ReLU(Σ_k w_k A_k).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> from fastai_gradcam import gradcam
+    >>> from fastai_gradcam.methods import methods, register_weights
+    >>> @register_weights("meancam")
+    ... def meancam(A, probe):
+    ...     return A.flatten(1).mean(1).expand(len(probe.base), -1)
+    >>> gradcam(model, torch.randn(2, 3, 9, 9), method="meancam").maps[0].shape
+    torch.Size([2, 4, 4])
+    >>> del methods["meancam"]
     """
 
     def add(weigh: WeightFunction) -> WeightFunction:
@@ -73,6 +98,14 @@ def resolve_method(method: str | Method | MapFunction) -> Method:
 
     A name may end in `+noise`, `+aug` and `+eigen`: `smoothed`, `augmented`, `eigen` with their defaults. A callable's
     map is taken as it is, without a ReLU. Raises `ValueError` for an unknown name, with the nearest.
+
+    >>> from fastai_gradcam.methods import resolve_method
+    >>> resolve_method("layercam+aug").name
+    'layercam+aug'
+    >>> resolve_method("layrcam")
+    Traceback (most recent call last):
+        ...
+    fastai_gradcam._errors.GradCAMError: There is no method 'layrcam'. Did you mean 'layercam'? ...
     """
     if isinstance(method, Method):
         return method
@@ -103,6 +136,16 @@ def smoothed(method: str | Method | MapFunction, noise: float = 0.15, n: int = 8
     method `"smoothgradcam++"`. Of a method without gradients the weights are. Costs `n` more passes of the method.
 
     Smilkov et al. 2017, SmoothGrad, eq. 1; Omeiza et al. 2019, Smooth Grad-CAM++.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> from fastai_gradcam import gradcam
+    >>> from fastai_gradcam.methods import smoothed
+    >>> gradcam(model, torch.randn(2, 3, 9, 9), method=smoothed("gradcam", noise=0.3, n=4)).maps[0].shape
+    torch.Size([2, 4, 4])
+    >>> smoothed("gradcam").name
+    'gradcam+noise'
     """
     numbers = (
         isinstance(noise, (int, float)) and isinstance(n, int) and not any(isinstance(v, bool) for v in (noise, n))
@@ -122,6 +165,16 @@ def augmented(method: str | Method | MapFunction) -> Method:
     The maps are averaged in units of the score and before the ReLU, each turned back. So are outputs that have the
     images' space, before they are scored: a segmentation's region or a mask is that of the image. After `aug_smooth`
     of pytorch-grad-cam, which averages maps that are scaled to 0…1 one by one. Costs five more passes of the method.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> from fastai_gradcam import gradcam
+    >>> from fastai_gradcam.methods import augmented
+    >>> x = torch.randn(2, 3, 9, 9)
+    >>> maps, mirrored = (gradcam(model, view, method=augmented("gradcam")).maps[0] for view in (x, x.flip(-1)))
+    >>> torch.allclose(maps, mirrored.flip(-1), atol=1e-6)
+    True
     """
     method = resolve_method(method)
     return replace(method, name=f"{method.name}+aug", augment=True)
@@ -132,6 +185,16 @@ def eigen(method: str | Method | MapFunction) -> Method:
 
     Smooths: what only a few channels see is left out. `eigen("hirescam")` is EigenGradCAM. After `eigen_smooth` of
     pytorch-grad-cam; the component and its sign are those of Eigen-CAM, see `eigencam`.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> from fastai_gradcam import gradcam
+    >>> from fastai_gradcam.methods import eigen
+    >>> x = torch.randn(2, 3, 9, 9)
+    >>> one, other = (gradcam(model, x, method=method).maps[0] for method in (eigen("hirescam"), "eigengradcam"))
+    >>> torch.equal(one, other)
+    True
     """
     method = resolve_method(method)
     return replace(method, name=f"{method.name}+eigen", collect=_first_component)

@@ -158,6 +158,13 @@ def segment(classes: Any = None, mask: Any = None) -> Segment:
     space, and what `class_targets` raises.
 
     Vinogradova et al. 2020, Seg-Grad-CAM, https://arxiv.org/abs/2002.11434, eq. 2.
+
+    >>> import torch
+    >>> from fastai_gradcam.targets import segment
+    >>> output = torch.zeros(1, 2, 2, 2)  # two classes, 2 × 2 pixels
+    >>> output[0, 1, 0] = 3.0  # class 1 wins in the upper row
+    >>> segment(1)(output), segment(1, mask=[[True, False], [True, False]])(output)
+    (tensor([6.]), tensor([3.]))
     """
     return Segment(classes, None if mask is None else _as_mask(mask))
 
@@ -234,6 +241,17 @@ def contrast(of: Any, against: Any = None) -> Contrast:
     The question: Prabhushankar et al. 2020, Contrastive Explanations in Neural Networks (which differentiates a loss
     between the two). The difference of logits, and its mean over the others: Wang & Wang 2022, "Why Not Other
     Classes?", mean contrast.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> from fastai_gradcam import gradcam
+    >>> from fastai_gradcam.targets import contrast
+    >>> cams = gradcam(model, torch.randn(2, 3, 9, 9), target=contrast(2, 0))  # why class 2 rather than class 0
+    >>> cams.maps[0].shape
+    torch.Size([2, 4, 4])
+    >>> contrast(2, 0)(torch.tensor([[1.0, 5.0, 4.0]]))
+    tensor([3.])
     """
     if of is None:
         raise GradCAMTypeError("contrast() needs the class to explain: the predicted one may change with the image.")

@@ -50,7 +50,9 @@ def examples():
 @pytest.mark.parametrize("example", [pytest.param(test, id=test.name) for test in examples()])
 def test_the_example_runs(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    example.globs = {"__name__": "example"}
+    # A user has what the example imports, and no more; a private helper is used inside of its module.
+    if "._" not in example.name:
+        example.globs = {"__name__": "example"}
     options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     said = []
     failed, _ = doctest.DocTestRunner(optionflags=options, verbose=False).run(example, out=said.append)

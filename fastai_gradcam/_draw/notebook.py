@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from .._errors import GradCAMError
+
 if TYPE_CHECKING:
     from ..run import Run
 
@@ -57,7 +59,7 @@ class ReportView:
 
     def __init__(self, run: Run, height: int = 720):
         if isinstance(height, bool) or not isinstance(height, int) or height < _LOWEST:
-            raise ValueError(f"height must be a number of pixels from {_LOWEST} up, got {height!r}.")
+            raise GradCAMError(f"height must be a number of pixels from {_LOWEST} up, got {height!r}.")
         from ..report import report_page
 
         self.height, self._name, self._frames = height, _text(run.name), len(run.frames)

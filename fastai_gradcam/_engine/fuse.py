@@ -27,6 +27,7 @@ def fuse(cams: Sequence[Tensor]) -> Tensor:
     layer to the first that of Poly-CAM (Englebert et al. 2022).
 
     >>> import torch
+    >>> from fastai_gradcam.methods import fuse
     >>> early, late = torch.ones(1, 2, 2), torch.tensor([[[2.0]]])
     >>> fuse([early, late]).tolist()
     [[[1.0, 1.0], [1.0, 1.0]]]
