@@ -58,7 +58,8 @@ PAGES = [
         baseline interval Scores""".split(),
     ),
     ("Loggers", "loggers", ["TensorBoardLogger", "WandbLogger"]),
-    ("The embedded fish", "demo", ["make_fish", "fish_items", "fish_label", "fish_mask"]),
+    ("The embedded fish", "demo", ["make_fish", "fish_items", "fish_label", "fish_mask", "scratch_learner"]),
+    ("Errors", "_errors", ["GradCAMError"]),
 ]
 
 # Only what belongs to this library; the rest of these classes is fastai's.

@@ -223,12 +223,12 @@ class _SayWhere(Callback):
     order = GradCAMCallback.order + 1
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say: Callable[[str], None] | None = say
+        self.announce: Callable[[str], None] | None = say
 
     def before_train(self) -> None:
-        if self.say is not None:
-            self.say(f"grids appear in {self.learn.grad_cam.run.path / 'frames'} during training")
-            self.say = None
+        if self.announce is not None:
+            self.announce(f"grids appear in {self.learn.grad_cam.run.path / 'frames'} during training")
+            self.announce = None
 
 
 def _network(arch: str) -> str | Callable[..., nn.Module]:
