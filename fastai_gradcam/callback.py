@@ -59,6 +59,18 @@ class GradCAMCallback(Callback):
     - `on_error`: `"warn"` turns a failure during training into one warning and a failed frame, `"raise"` raises it.
 
     Raises `GradCAMError` before the first batch where a setting does not fit the learner.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> from fastai_gradcam import GradCAMCallback
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path, cbs=GradCAMCallback(n=4, show=False))
+    >>> with learn.no_bar(), learn.no_logging():
+    ...     learn.fit(1)
+    >>> run = learn.grad_cam.run
+    >>> run.status, len(run.frames), len(run.panel)  # frame 0 is before training
+    ('finished', 2, 4)
     """
 
     # After Recorder (50), which has the epoch's metrics; before early stopping (63), which ends the last epoch.

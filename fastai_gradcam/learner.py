@@ -37,6 +37,17 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     Raises `GradCAMError` (a `ValueError`; for a wrong type also a `TypeError`, for a missing file also a
     `FileNotFoundError`), naming what was given and what would do, for an item that is not an image, a label or index
     outside of the vocabulary, or a layer that does not exist or has no space.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path)
+    >>> cam = learn.gradcam(dls.valid_ds.items[0], target="Trout")
+    >>> cam.label, tuple(cam.map.shape), cam.pred in dls.vocab
+    ('Trout', (2, 2), True)
+    >>> len(learn.gradcam(dls.valid_ds.items[:2], target=["Trout", "Shrimp"]))  # two images, two classes
+    4
     """
     listed = as_list(item)
     items = [item] if listed is None else listed
@@ -77,6 +88,15 @@ def show_gradcam(
     `method`: as in `learn.gradcam`. `nrows`, `ncols`: how the pictures stand; `.show(figsize=…)` of the result draws them
     by matplotlib. Raises `GradCAMError` for numbers below 1, a data set that does not exist, and where there are no
     images.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path)
+    >>> cams = learn.show_gradcam(max_n=3, shuffle=False)
+    >>> len(cams), cams[0].image.size
+    (3, (64, 64))
     """
     _from_one_up(max_n=max_n, nrows=nrows, ncols=ncols)
     if dl is None:
@@ -108,6 +128,18 @@ def plot_top_gradcams(
     `largest=False` takes the smallest losses. fastai v1 had this as `plot_top_losses(heatmap=True)`. A right
     prediction has one map. `nrows`, `ncols`: as in `learn.show_gradcam`. Raises `GradCAMTypeError` for a learner
     without one category per image, `GradCAMError` for numbers below 1.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path)
+    >>> from fastai.interpret import ClassificationInterpretation
+    >>> with learn.no_bar():
+    ...     interp = ClassificationInterpretation.from_learner(learn)
+    >>> cams = interp.plot_top_gradcams(2)
+    >>> len(cams) in (2, 3, 4)  # one map for a right prediction, two for a wrong one
+    True
     """
     _from_one_up(k=k, nrows=nrows, ncols=ncols)
     kind = task_of(self.learn.dls, self.learn.loss_func).kind

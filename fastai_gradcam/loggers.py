@@ -39,6 +39,18 @@ class TensorBoardLogger:
     `writer`: a `SummaryWriter`, or a folder for a new one (needs the package tensorboard). `step`: a function that
     gives the step to log under; default the frame's number. Raises `ModuleNotFoundError` for a folder without that
     package.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import Watch
+    >>> from fastai_gradcam.loggers import TensorBoardLogger
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> x, labels = torch.rand(2, 3, 32, 32), ["cat", "dog"]
+    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", name="one", loggers=TensorBoardLogger("logs")) as watch:
+    ...     watch(0, {"valid_loss": 0.7})
+    >>> from pathlib import Path
+    >>> len(list(Path("logs").glob("events*")))
+    1
     """
 
     def __init__(self, writer: Any, step: Callable[[], int] | None = None) -> None:
@@ -61,6 +73,12 @@ class WandbLogger:
 
     `wandb_run`: the run to log to, default the one that `wandb.init()` began. `step`: a function that gives the step to
     log under; default W&B's own. Raises `ValueError` where there is no run to log to.
+
+    >>> import wandb
+    >>> from fastai_gradcam.loggers import WandbLogger
+    >>> run = wandb.init(mode="disabled")
+    >>> logger = WandbLogger()  # GradCAMCallback(loggers=logger), Watch(…, loggers=logger)
+    >>> run.finish()
     """
 
     def __init__(self, wandb_run: Any = None, step: Callable[[], int] | None = None) -> None:

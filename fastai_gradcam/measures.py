@@ -65,25 +65,45 @@ SAME_HEIGHT = 1e-6
 
 
 def evidence(map: ArrayLike, dims: int | None = None) -> Numbers:
-    """`ΣL`: how much speaks for the class, in the map's own units; 0 for an empty map."""
+    """`ΣL`: how much speaks for the class, in the map's own units; 0 for an empty map.
+
+    >>> from fastai_gradcam.measures import evidence
+    >>> float(evidence([[0, 1], [2, 5]]))
+    8.0
+    """
     cells, _ = _cells(map, dims)
     return cells.sum(-1)[()]
 
 
 def negative_share(signed_map: ArrayLike, dims: int | None = None) -> Numbers:
-    """Share (0…1) of the absolute mass of a map *before its ReLU* that is negative: against the class."""
+    """Share (0…1) of the absolute mass of a map *before its ReLU* that is negative: against the class.
+
+    >>> from fastai_gradcam.measures import negative_share
+    >>> float(negative_share([[3, -1], [0, 0]]))
+    0.25
+    """
     signed, _ = _finite(signed_map, dims)
     against = np.maximum(-signed, 0.0).sum(-1)
     return _divide(against, np.abs(signed).sum(-1))[()]
 
 
 def entropy(map: ArrayLike, dims: int | None = None) -> Numbers:
-    """`−Σ p log p / log n`: 0 when one cell holds everything, 1 when all `n` are alike; NaN for `n = 1`."""
+    """`−Σ p log p / log n`: 0 when one cell holds everything, 1 when all `n` are alike; NaN for `n = 1`.
+
+    >>> from fastai_gradcam.measures import entropy
+    >>> float(entropy([[1, 1], [1, 1]])), float(entropy([[1, 0], [0, 0]]))
+    (1.0, 0.0)
+    """
     return _entropy(_shares(_cells(map, dims)[0]))[()]
 
 
 def concentration(map: ArrayLike, dims: int | None = None) -> Numbers:
-    """Share (0…1) of mass in the highest 10 % of cells: the `⌈n/10⌉` highest of `n`, so at least one."""
+    """Share (0…1) of mass in the highest 10 % of cells: the `⌈n/10⌉` highest of `n`, so at least one.
+
+    >>> from fastai_gradcam.measures import concentration
+    >>> float(concentration([[3, 1], [0, 0]]))  # one of four cells is the highest 10 %
+    0.75
+    """
     return _concentration(_shares(_cells(map, dims)[0]))[()]
 
 
@@ -92,6 +112,10 @@ def border_share(map: ArrayLike, dims: int | None = None) -> Numbers:
 
     Evenly spread attention gives the ring's own share of cells: 0.75 on 4×4, 0.49 on 7×7. Where an axis has
     one or two cells all cells are border.
+
+    >>> from fastai_gradcam.measures import border_share
+    >>> float(border_share([[1, 1, 1], [1, 2, 1], [1, 1, 1]]))
+    0.8
     """
     cells, space = _cells(map, dims)
     return _border_share(_shares(cells), space)[()]
@@ -101,6 +125,10 @@ def centroid(map: ArrayLike, dims: int | None = None) -> tuple[Numbers, Numbers]
     """`(y, x)`, the centre of mass in 0…1 of height and width; cell `i` of `h` is centred at `(i + 0.5)/h`.
 
     A volume is seen along its first axes: its centroid is that of the last two. A 1-D map has none: NaN, NaN.
+
+    >>> from fastai_gradcam.measures import centroid
+    >>> [float(c) for c in centroid([[0, 0], [0, 1]])]
+    [0.75, 0.75]
     """
     cells, space = _cells(map, dims)
     y, x = _centroid(_shares(cells), space)
@@ -108,13 +136,23 @@ def centroid(map: ArrayLike, dims: int | None = None) -> tuple[Numbers, Numbers]
 
 
 def centroid_shift(here: tuple[Numbers, Numbers], there: tuple[Numbers, Numbers]) -> Numbers:
-    """Euclidean distance between two `(y, x)` centroids, in 0…1 units of each axis: at most √2."""
+    """Euclidean distance between two `(y, x)` centroids, in 0…1 units of each axis: at most √2.
+
+    >>> from fastai_gradcam.measures import centroid_shift
+    >>> float(centroid_shift((0.25, 0.25), (0.25, 0.75)))
+    0.5
+    """
     y, x = (np.subtract(a, b) for a, b in zip(here, there, strict=True))
     return np.hypot(y, x)[()]
 
 
 def similarity(map: ArrayLike, other: ArrayLike, dims: int | None = None) -> Numbers:
-    """Pearson correlation (−1…1) of two maps' cells; NaN where one is constant or their spaces differ."""
+    """Pearson correlation (−1…1) of two maps' cells; NaN where one is constant or their spaces differ.
+
+    >>> from fastai_gradcam.measures import similarity
+    >>> round(float(similarity([[0, 1], [2, 3]], [[0, 2], [4, 6]])), 3), round(float(similarity([[0, 1]], [[1, 0]])), 3)
+    (1.0, -1.0)
+    """
     (cells, space), (others, other_space) = _cells(map, dims), _cells(other, dims)
     if space != other_space:
         return NAN
@@ -126,6 +164,10 @@ def iou_top(map: ArrayLike, other: ArrayLike, dims: int | None = None) -> Number
 
     The highest cells are those at least as high as the `⌈n/5⌉`-th and above zero. Ties with it all belong, so
     that a mirrored map gives the mirrored cells.
+
+    >>> from fastai_gradcam.measures import iou_top
+    >>> float(iou_top([[0, 1, 2, 3, 4, 9]], [[0, 1, 2, 3, 9, 4]]))  # the two highest of six cells
+    1.0
     """
     (cells, space), (others, other_space) = _cells(map, dims), _cells(other, dims)
     if space != other_space:
@@ -139,6 +181,13 @@ def mask_share(map: ArrayLike, mask: ArrayLike) -> float:
     `mask`: `(H, W)`, non-zero is inside, at any resolution: the map is enlarged to it bilinearly, as its
     overlay is drawn. A mask of the map's own shape is used as it is, whatever the number of axes. NaN when
     the mask is empty: there is nothing to look at. `ValueError` when one cannot be laid over the other.
+
+    >>> from fastai_gradcam.measures import mask_share
+    >>> import numpy as np
+    >>> mask = np.zeros((4, 4), bool)
+    >>> mask[:, :2] = True  # the left half
+    >>> round(float(mask_share([[1, 0], [1, 0]], mask)), 2), round(float(mask_share([[1, 1], [1, 1]], mask)), 2)
+    (0.88, 0.5)
     """
     return _against_mask(map, mask)[0]
 
@@ -147,6 +196,13 @@ def pointing_hit(map: ArrayLike, mask: ArrayLike) -> bool | float:
     """Whether the peak of one map, enlarged as for `mask_share`, lies inside `mask`; NaN where undefined.
 
     Of several pixels that are equally high at least half must lie inside.
+
+    >>> from fastai_gradcam.measures import pointing_hit
+    >>> import numpy as np
+    >>> mask = np.zeros((4, 4), bool)
+    >>> mask[:, :2] = True  # the left half
+    >>> bool(pointing_hit([[9, 0], [0, 0]], mask)), bool(pointing_hit([[0, 9], [0, 0]], mask))
+    (True, False)
     """
     return _against_mask(map, mask)[1]
 
@@ -163,6 +219,12 @@ def measure(
     All axes of `map` are space. `signed_negative_share`: `negative_share` of the map before its ReLU.
     `previous`, `first`: the map of this image and class in the previous and the first frame. `mask`: as for
     `mask_share`; an image's mask says nothing about a volume or a 1-D map.
+
+    >>> from fastai_gradcam.measures import measure
+    >>> import numpy as np
+    >>> numbers = measure(np.array([[0.0, 1.0], [0.0, 3.0]]), 0.1)
+    >>> numbers["evidence"], numbers["centroid_x"], numbers["similarity_prev"]
+    (4.0, 0.75, nan)
     """
     map = np.asarray(map)
     dims = map.ndim

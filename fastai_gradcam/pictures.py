@@ -47,6 +47,17 @@ def evolution(
 
     Raises `GradCAMError` for a run without a complete frame, for an image or layer that it does not have, and for an
     unknown scale.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import Watch
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> x, labels = torch.rand(2, 3, 32, 32), ["cat", "dog"]
+    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", name="one") as watch:
+    ...     watch(0, {"valid_loss": 0.7})
+    >>> from fastai_gradcam.pictures import evolution
+    >>> page = evolution(watch.run, tile=64)
+    >>> page.save("evolution.png")
     """
     series = Series(run, layer)
     items = items_of(run, items)
@@ -83,6 +94,17 @@ def animation(
 
     Raises `GradCAMError` for a suffix that cannot be written, with those that can, and for a run without a complete
     frame.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import Watch
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> x, labels = torch.rand(2, 3, 32, 32), ["cat", "dog"]
+    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", name="one") as watch:
+    ...     watch(0, {"valid_loss": 0.7})
+    >>> from fastai_gradcam.pictures import animation
+    >>> animation(watch.run, seconds=0.5).name
+    'evolution.gif'
     """
     series = Series(run, None)
     path = Path(path) if path is not None else run.path / "evolution.gif"
@@ -116,6 +138,18 @@ def plot(
 
     Raises `GradCAMError` for a layer or column that does not exist, if no column has numbers, and for a number of axes
     that does not fit.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import Watch
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> x, labels = torch.rand(2, 3, 32, 32), ["cat", "dog"]
+    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", name="one") as watch:
+    ...     watch(0, {"valid_loss": 0.7})
+    >>> from fastai_gradcam.pictures import plot
+    >>> axes = plot(watch.run, ["prob", "entropy"])
+    >>> len(axes)
+    2
     """
     import matplotlib.pyplot as plt
 

@@ -33,13 +33,27 @@ def colormap(name: str) -> np.ndarray:
 
 
 def upsample(map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    "`map` `(h, w)` bilinearly at `size` `(width, height)`, float32 `(height, width)`."
+    """`map` `(h, w)` bilinearly at `size` `(width, height)`, float32 `(height, width)`.
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from fastai_gradcam.render import upsample
+    >>> upsample(np.eye(2), (8, 4)).shape
+    (4, 8)
+    """
     image = Image.fromarray(np.ascontiguousarray(map, dtype=np.float32))
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
 
 
 def normalise(map: np.ndarray, vmax: float | None = None) -> np.ndarray:
-    "`map` divided by `vmax` (its own maximum), clipped to 0…1. A map without mass stays all zero, NaN becomes 0."
+    """`map` divided by `vmax` (its own maximum), clipped to 0…1. A map without mass stays all zero, NaN becomes 0.
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from fastai_gradcam.render import normalise
+    >>> normalise(np.array([[0.0, 2.0], [4.0, np.nan]])).tolist()
+    [[0.0, 0.5], [1.0, 0.0]]
+    """
     map = np.nan_to_num(np.asarray(map, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     top = float(map.max()) if vmax is None else float(vmax)
     return np.clip(map / top, 0, 1) if top > 0 else np.zeros_like(map)
@@ -67,6 +81,14 @@ def overlay(
     `map`: `(h, w)`, any resolution, or a volume `(d, h, w)`, drawn as `slices`; `vmax`: the value of the hottest colour
     (default: the map's maximum). An empty map is shown as what it is: the image, without colour. Raises `GradCAMError`
     for an alpha outside of 0…1 and for a colormap that matplotlib has not.
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from fastai_gradcam.render import overlay
+    >>> image = Image.new("RGB", (64, 48), "grey")
+    >>> hot = overlay(image, np.array([[0.0, 0.0], [0.0, 1.0]]), cmap="jet")
+    >>> hot.size, hot.getpixel((60, 44))[0] > hot.getpixel((4, 4))[0]  # red at the lower right
+    ((64, 48), True)
     """
     if not 0 <= alpha <= 1:
         raise GradCAMError(f"alpha must lie in 0…1, got {alpha!r}.")
@@ -94,6 +116,13 @@ class Cell:
     """One picture of a grid: an image, its map, what to write under it.
 
     `verdict`: whether the prediction is right, which colours the frame and the last line; `None` where nobody knows.
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from fastai_gradcam.render import Cell
+    >>> cell = Cell(Image.new("RGB", (64, 64), "grey"), np.eye(2), "Trout", "Sea Bass 71%", verdict=False)
+    >>> cell.title, cell.verdict
+    ('Trout', False)
     """
 
     image: Image.Image
@@ -116,6 +145,14 @@ def grid(
 
     Under each image stand its title and subtitle, green where the verdict is right and red where it is wrong, with
     a sign for those who cannot tell the two. `heading` stands above all, on as many lines as it needs.
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from fastai_gradcam.render import Cell, grid
+    >>> cells = [Cell(Image.new("RGB", (64, 64), "grey"), np.eye(2), label) for label in ("Trout", "Shrimp", "Sea Bass")]
+    >>> page = grid(cells, "Three fish", columns=3, tile=100)
+    >>> page.width > 300
+    True
     """
     if not cells:
         raise GradCAMError("There are no cells to draw.")

@@ -26,6 +26,21 @@ class Run(RunFiles):
     `info` is `run.json`; `frames`, `panel`, `layers`, `vocab`, `settings` and `status` are parts of it. Everything is
     read when asked for: a run that grows shows its newest frame on the next look. Raises `FileNotFoundError` for a
     folder without a run, and `GradCAMError` for one that a newer version wrote or whose `run.json` is damaged.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import Watch
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> x, labels = torch.rand(2, 3, 32, 32), ["cat", "dog"]
+    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", name="one") as watch:
+    ...     watch(0, {"valid_loss": 0.7})
+    >>> run = Run("runs/one")
+    >>> run.status, len(run.frames), run.layers
+    ('finished', 2, ['0'])
+    >>> run.history[["frame", "item", "label"]].values.tolist()
+    [[0, 0, 'cat'], [0, 1, 'dog'], [1, 0, 'cat'], [1, 1, 'dog']]
+    >>> run.maps(1)["0"].shape  # {layer: (images, h, w)}
+    (2, 30, 30)
     """
 
     def evolution(self, path: str | Path | None = None, **options: Any) -> Image.Image:

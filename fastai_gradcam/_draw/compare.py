@@ -53,6 +53,19 @@ def compare(
 
     The images are compared as well as their names: those that differ (another file of that name, another crop) are
     marked, with a warning. Another size is the same picture. Raises `GradCAMError` if the panels have different names.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import Watch
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> x, labels = torch.rand(2, 3, 32, 32), ["cat", "dog"]
+    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", name="one") as watch:
+    ...     watch(0, {"valid_loss": 0.7})
+    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", name="other") as other:
+    ...     other(0, {"valid_loss": 0.6})
+    >>> from fastai_gradcam.comparison import compare
+    >>> page = compare(watch.run, other.run, tile=64)
+    >>> page.save("compared.png")
     """
     other = RunFiles(other) if isinstance(other, (str, Path)) else other
     _same_names(run, other)

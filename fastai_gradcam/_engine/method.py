@@ -31,6 +31,13 @@ class Method:
     `averaged(A, Gs)`: the contributions from the gradients `(n, N, C, *space)` of n noisy copies, where they are not
     `parts` of the mean gradient. `noise`: (share of the image's range, number of copies). `augment`: average over
     flips and brightness.
+
+    >>> import torch
+    >>> from fastai_gradcam.methods import Method
+    >>> method = Method("product", lambda A, G: A * G)
+    >>> A, G = torch.tensor([[[1.0, 2.0]], ]), torch.tensor([[[3.0, -1.0]]])
+    >>> method.signed(A, G).tolist(), method(A, G).tolist()
+    ([[3.0, -2.0]], [[3.0, 0.0]])
     """
 
     name: str

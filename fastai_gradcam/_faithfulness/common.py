@@ -27,6 +27,17 @@ class Scores(Tensor):
     """A value per image, float32 `(N,)`, NaN where there is no answer; `figure` is what the metric's paper reports.
 
     Arithmetic with it gives plain tensors.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import gradcam
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, target = torch.rand(2, 3, 16, 16), torch.tensor([0, 3])
+    >>> maps = gradcam(model, x, target=target).maps[0]
+    >>> from fastai_gradcam.faithfulness import average_drop
+    >>> scores = average_drop(model, x, maps, target)
+    >>> type(scores).__name__, 0 <= scores.figure <= 100  # per cent, as the paper reports it
+    ('Scores', True)
     """
 
     figure: Any

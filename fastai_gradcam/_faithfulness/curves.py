@@ -41,6 +41,17 @@ def deletion(
     was; compare maps of the same images only.
 
     Petsiuk et al. 2018, RISE, https://arxiv.org/abs/1806.07421, algorithm 1.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import gradcam
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, target = torch.rand(2, 3, 16, 16), torch.tensor([0, 3])
+    >>> maps = gradcam(model, x, target=target).maps[0]
+    >>> from fastai_gradcam.faithfulness import deletion
+    >>> scores = deletion(model, x, maps, target)
+    >>> scores.shape, bool(((scores >= 0) & (scores <= 1)).all())
+    (torch.Size([2]), True)
     """
     return _curve(model, x, maps, target, torch.zeros_like, True, steps, seed, batch, probability)
 
@@ -62,6 +73,17 @@ def insertion(
     As `deletion`, from a blurred image (`blurred`: 11 × 11, σ = 5, of `x` as it is) to the image. Range 0…1.
 
     Petsiuk et al. 2018, RISE, https://arxiv.org/abs/1806.07421, algorithm 1.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import gradcam
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, target = torch.rand(2, 3, 16, 16), torch.tensor([0, 3])
+    >>> maps = gradcam(model, x, target=target).maps[0]
+    >>> from fastai_gradcam.faithfulness import insertion
+    >>> scores = insertion(model, x, maps, target)
+    >>> scores.shape, bool(((scores >= 0) & (scores <= 1)).all())
+    (torch.Size([2]), True)
     """
     return _curve(model, x, maps, target, blurred, False, steps, seed, batch, probability)
 

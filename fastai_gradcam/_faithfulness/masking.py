@@ -60,6 +60,17 @@ def average_drop(
     favours maps that are large; compare with that baseline.
 
     Chattopadhay et al. 2018, Grad-CAM++, https://arxiv.org/abs/1710.11063, section 4.2 (whose formula lacks the 1/N).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import gradcam
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, target = torch.rand(2, 3, 16, 16), torch.tensor([0, 3])
+    >>> maps = gradcam(model, x, target=target).maps[0]
+    >>> from fastai_gradcam.faithfulness import average_drop
+    >>> scores = average_drop(model, x, maps, target)
+    >>> scores.shape, bool(((scores >= 0) & (scores <= 1)).all())
+    (torch.Size([2]), True)
     """
     with asking(model, batch, probability) as ask:
         asked = given(x, maps, target, ask)
@@ -87,6 +98,17 @@ def increase(
     with an increase, in per cent. A class of probability 1 cannot increase: 0.
 
     Chattopadhay et al. 2018, Grad-CAM++, https://arxiv.org/abs/1710.11063, section 4.2.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import gradcam
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, target = torch.rand(2, 3, 16, 16), torch.tensor([0, 3])
+    >>> maps = gradcam(model, x, target=target).maps[0]
+    >>> from fastai_gradcam.faithfulness import increase
+    >>> scores = increase(model, x, maps, target)
+    >>> scores.shape, bool(((scores >= 0) & (scores <= 1)).all())
+    (torch.Size([2]), True)
     """
     with asking(model, batch, probability) as ask:
         asked = given(x, maps, target, ask)
@@ -114,6 +136,17 @@ def win(
     another method. All else as in `average_drop`; NaN where one of the two has no answer.
 
     Chattopadhay et al. 2018, Grad-CAM++, https://arxiv.org/abs/1710.11063, section 4.2.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import gradcam
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, target = torch.rand(2, 3, 16, 16), torch.tensor([0, 3])
+    >>> maps = gradcam(model, x, target=target).maps[0]
+    >>> from fastai_gradcam.faithfulness import win
+    >>> scores = win(model, x, maps, target, others=torch.rand(2, 16, 16))
+    >>> scores.shape, bool(((scores >= 0) & (scores <= 1)).all())
+    (torch.Size([2]), True)
     """
     with asking(model, batch, probability) as ask:
         mine, theirs = given(x, maps, target, ask), given(x, others, target, ask)

@@ -52,6 +52,16 @@ def randomisation(
 
     Hedström et al. 2024, eMPRT, https://arxiv.org/abs/2401.06465, equation 5; Adebayo et al. 2018,
     https://arxiv.org/abs/1810.03292; bottom-up after Binder et al. 2023, https://arxiv.org/abs/2211.12486.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import gradcam
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, target = torch.rand(2, 3, 16, 16), torch.tensor([0, 3])
+    >>> maps = gradcam(model, x, target=target).maps[0]
+    >>> from fastai_gradcam.faithfulness import randomisation
+    >>> randomisation(model, x, maps, target).shape
+    torch.Size([2])
     """
     if stages < 1:
         raise GradCAMError(f"stages must be at least 1, got {stages!r}.")
@@ -96,6 +106,16 @@ def random_logit(
     class, such as `eigencam`, has 1.
 
     Sixt et al. 2020, When explanations lie, https://arxiv.org/abs/1912.09818, section 5.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam import gradcam
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, target = torch.rand(2, 3, 16, 16), torch.tensor([0, 3])
+    >>> maps = gradcam(model, x, target=target).maps[0]
+    >>> from fastai_gradcam.faithfulness import random_logit
+    >>> random_logit(model, x, maps, target).shape
+    torch.Size([2])
     """
     with asking(model, batch) as ask:
         asked = given(x, maps, target, ask)

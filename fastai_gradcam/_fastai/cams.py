@@ -30,6 +30,19 @@ class CAM:
     - `actual`: the image's label, where it is known.
 
     In a notebook a `CAM` shows itself.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path)
+    >>> cam = learn.gradcam(dls.valid_ds.items[0])
+    >>> cam.label == cam.pred, 0 <= cam.prob <= 1
+    (True, True)
+    >>> cam.overlay(alpha=0.4).size
+    (64, 64)
+    >>> cam.save("cam.png").name
+    'cam.png'
     """
 
     map: Tensor
@@ -108,7 +121,19 @@ class CAM:
 
 @dataclass(repr=False)
 class CAMList(Sequence[CAM]):
-    "Several `CAM`s, which show as one grid; `columns` says how many stand side by side."
+    """Several `CAM`s, which show as one grid; `columns` says how many stand side by side.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path)
+    >>> cams = learn.gradcam(dls.valid_ds.items[:3])
+    >>> [cam.image.size for cam in cams]
+    [(64, 64), (64, 64), (64, 64)]
+    >>> cams.save("cams.png").name
+    'cams.png'
+    """
 
     cams: list[CAM] = field(default_factory=list)
     columns: int | None = None

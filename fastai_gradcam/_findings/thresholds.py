@@ -9,7 +9,12 @@ __all__ = ["Thresholds"]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When something is a finding. All shares and probabilities are in 0…1."""
+    """When something is a finding. All shares and probabilities are in 0…1.
+
+    >>> from fastai_gradcam.findings import Thresholds
+    >>> Thresholds(confident=0.9).confident
+    0.9
+    """
 
     confident: float = 0.8
     """`shortcut`, `outside`, `wrong`: a prediction counts as confident from this probability."""
