@@ -62,6 +62,9 @@ PAGES = [
     ("Errors", "_errors", ["GradCAMError"]),
 ]
 
+# Of a run's files, what the library's own rooms ask for.
+INNER = {"contents", "frozen", "maps_of", "frame"}
+
 # Only what belongs to this library; the rest of these classes is fastai's.
 FOREIGN = {"Learner": "fastai.learner", "ClassificationInterpretation": "fastai.interpret"}
 
@@ -118,9 +121,9 @@ def entry(home, name: str) -> str:
 
 
 def members(cls, name: str) -> list[str]:
-    "The public methods and properties that the class itself defines, with a docstring."
-    found = []
-    for attribute, value in vars(cls).items():
+    "The public methods and properties with a docstring that the class, or a base of it in this library, defines."
+    found, own = [], [c for c in reversed(cls.__mro__) if c.__module__.startswith("fastai_gradcam")]
+    for attribute, value in {k: v for c in own for k, v in vars(c).items() if k not in INNER}.items():
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         wrapped = getattr(value, "func", None)  # a cached property
         function = wrapped if wrapped is not None else function

@@ -16,7 +16,7 @@ from ._findings.thresholds import Thresholds
 from ._run.files import warn
 from ._run.reader import RunFiles
 
-__all__ = ["COLUMNS", "KINDS", "TITLES", "Thresholds", "findings", "findings_of"]
+__all__ = ["COLUMNS", "KINDS", "TITLES", "Thresholds", "checks", "checks_in_words", "findings", "findings_of"]
 
 # Each kind with the range of its severity, and with its title.
 KINDS = {kind.name: (kind.low, kind.high) for kind in kinds.values()}
@@ -51,20 +51,56 @@ def findings(
     >>> from fastai_gradcam.findings import findings
     >>> row = {"frame": 1, "epoch": 0, "item": 0, "label": "Trout", "target": "Trout", "evidence": 0.0, "correct": True}
     >>> findings(pd.DataFrame([row]))["text"][0]
-    'Trout (1 image): the map is empty: nothing in the picture speaks for Trout'
+    'Trout (1 image): the map is empty: nothing that this method shows speaks for Trout'
     """
     rows = tidy(history, layer)
     found: list[dict[str, Any]] = []
     if not rows.empty:
         panel = Panel(rows, thresholds, mask_areas or {}, map_shapes or {})
         for kind in kinds.values():
-            if panel.trained or kind.before_training:
+            if not kind.lacks(panel):
                 hits = kind.look(panel)
                 panel.found[kind.name] = {item for _, group in hits.groups for item in group.index}
                 found += rows_of(kind, hits, panel)
     found.sort(key=lambda row: (-row["severity"], list(kinds).index(row["kind"]), row["items"]))
     shown = found[: thresholds.rows]
     return pd.DataFrame({name: [row[name] for row in shown] for name in COLUMNS}, columns=list(COLUMNS))
+
+
+def checks(history: pd.DataFrame, thresholds: Thresholds = DEFAULTS, layer: str | None = None) -> dict[str, str]:
+    """What `findings` looks for in a history, by title, and why it cannot: `{title: ""}` or `{title: reason}`.
+
+    >>> import pandas as pd
+    >>> from fastai_gradcam.findings import checks
+    >>> checks(pd.DataFrame([{"frame": 1, "epoch": 0, "item": 0, "evidence": 1.0}]))["Looks outside the object"]
+    'no labels'
+    """
+    rows = tidy(history, layer)
+    if rows.empty:
+        return dict.fromkeys(TITLES.values(), "no frame after training")
+    panel = Panel(rows, thresholds, {}, {})
+    return {kind.title: kind.lacks(panel) for kind in kinds.values()}
+
+
+def checks_in_words(checked: Mapping[str, str]) -> str:
+    """What was looked for, and what could not be, in one or two sentences.
+
+    >>> from fastai_gradcam.findings import checks_in_words
+    >>> checks_in_words({"Empty maps": "", "Looks outside the object": "no masks"})
+    'Looked for: empty maps. Not looked for: looks outside the object (no masks).'
+    """
+    done = [title for title, lack in checked.items() if not lack]
+    lacks: dict[str, list[str]] = {}
+    for title, lack in checked.items():
+        if lack:
+            lacks.setdefault(lack, []).append(title)
+    said = [f"Looked for: {_listed(done)}."] if done else []
+    parts = [f"{_listed(titles)} ({lack})" for lack, titles in lacks.items()]
+    return " ".join([*said, *([f"Not looked for: {'; '.join(parts)}."] if parts else [])])
+
+
+def _listed(titles: Sequence[str]) -> str:
+    return "; ".join(title[0].lower() + title[1:] for title in titles)
 
 
 def findings_of(run: RunFiles, thresholds: Thresholds | None = None, layer: str | None = None) -> pd.DataFrame:

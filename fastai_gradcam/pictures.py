@@ -11,7 +11,8 @@ from PIL import Image
 
 from ._draw.compare import compare
 from ._draw.curves import Curve
-from ._draw.series import Series, about, evenly, first_class, items_of, layer_of, scale_of
+from ._draw.picture import picture
+from ._draw.series import KEYS, Series, about, evenly, first_class, items_of, layer_of, scale_of
 from ._draw.sheet import MOST_COLUMNS, Head, Plan, Sheet, draw_row
 from ._errors import GradCAMError, one_of
 from ._run.files import image_bytes, write_whole
@@ -67,16 +68,16 @@ def evolution(
     lines = lines[: 1 + series.masked]
     head: Head = [
         [((colour, "solid"), words) for _, colour, words in lines],
+        [((cmap, "colours"), KEYS[scale])],
         *([[(None, series.about)]] if series.about else []),
     ]
-    sheet = Sheet(Plan.of(series.size, len(items), len(shown), 1, tile), head)
-    sheet.headings([series.name(k) for k in shown])
+    sheet = Sheet(Plan.of(series.size, len(items), len(shown), 1, tile), head, [series.name(k) for k in shown])
     every = np.interp(range(len(series.frames)), shown, range(len(shown)))
     for place, item in enumerate(items):
-        sheet.label(place, series.label(item))
+        sheet.label(place, series.label(item), series.classes_of(item, shown))
         draw_row(sheet, place, 0, series, item, dict(enumerate(shown)), Style(alpha, cmap, top(item)))
         sheet.curves(place, [Curve(every, series.values(item, column), colour) for column, colour, _ in lines])
-    return sheet.image
+    return picture(sheet.image)
 
 
 def animation(
@@ -112,8 +113,7 @@ def animation(
     items = items_of(run, items)
     pages = []
     for k in evenly(len(series.frames), _MOST_STEPS):
-        cells = [Cell(series.image(i), series.maps[k][i], series.label(i), *series.answer(i, k)) for i in items]
-        pages.append(grid(cells, _caption(series, k), tile=tile))
+        pages.append(grid([_cell(series, i, k) for i in items], _caption(series, k), tile=tile))
     # Pages of one size, whatever their headings needed.
     size = (max(p.width for p in pages), max(p.height for p in pages))
     pages = [_padded(p, size) for p in pages]
@@ -152,6 +152,7 @@ def plot(
     2
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     layer, history = layer_of(run, layer), run.history
     history = history[history["layer"] == layer]
@@ -173,12 +174,14 @@ def plot(
         words = filter(None, (column.replace("_", " "), about(run, layer, classes)))
         at.set_title("\n".join(words).replace("$", r"\$"))
         at.set_xlabel("frame")
+        at.xaxis.set_major_locator(MaxNLocator(integer=True))
         if column not in known:
             at.text(0.5, 0.5, "no numbers", color="0.5", ha="center", va="center", transform=at.transAxes)
             continue
         per_item = history.astype({column: float}).pivot(index="frame", columns="item", values=column)
-        at.plot(per_item, color="0.8", linewidth=0.8)
-        at.plot(per_item.mean(axis=1), color=PROBABILITY, linewidth=2, marker="o", markersize=3)
+        each = at.plot(per_item, color="0.8", linewidth=0.8)
+        mean = at.plot(per_item.mean(axis=1), color=PROBABILITY, linewidth=2, marker="o", markersize=3)
+        at.legend([*mean, *each[:1]], ["mean of the panel", "each image"], fontsize="small", framealpha=0.7)
     return axes
 
 
@@ -191,6 +194,11 @@ def _animated_kind(path: Path) -> str:
         unable = "The installed Pillow writes no .mp4. " if path.suffix.lower() == ".mp4" else ""
         raise GradCAMError(f"{unable}An animation is saved as {' or '.join(kinds)}, got {path.name!r}.")
     return kind
+
+
+def _cell(series: Series, item: int, k: int) -> Cell:
+    answer, depth = series.answer(item, k), series.info.panel[item].depth
+    return Cell(series.image(item), series.maps[k][item], series.label(item), *answer, series.note(item, k), depth)
 
 
 def _caption(series: Series, k: int) -> str:

@@ -21,6 +21,7 @@ DEFAULT_CMAP = "inferno"
 DEFAULT_ALPHA = 0.5
 
 RIGHT, WRONG, INK, FAINT, PAPER = "#1a7f37", "#c9252d", "#1f2328", "#656d76", "#ffffff"
+KEY = "least to most attention, each map on its own scale"
 VERDICTS = {True: RIGHT, False: WRONG, None: FAINT}
 
 
@@ -64,8 +65,7 @@ def slices(volume: np.ndarray) -> np.ndarray:
 
     The same depths, as shares of d, whatever the resolution: a map's slices lie over the image's.
     """
-    depth = volume.shape[-3]
-    a, b, c, d = (volume[..., int((i + 0.5) / 4 * depth), :, :] for i in range(4))
+    a, b, c, d = (volume[..., place, :, :] for place in shown_slices(volume.shape[-3]))
     return np.concatenate([np.concatenate([a, b], -1), np.concatenate([c, d], -1)], -2)
 
 
@@ -115,7 +115,8 @@ class Style:
 class Cell:
     """One picture of a grid: an image, its map, what to write under it.
 
-    `verdict`: whether the prediction is right, which colours the frame and the last line; `None` where nobody knows.
+    `verdict`: whether the prediction is right, which colours the frame and the subtitle; `None` if that is unknown.
+    `depth`: of a volume, drawn as four of its slices, how many it has: the slices get their numbers.
 
     >>> import numpy as np
     >>> from PIL import Image
@@ -131,6 +132,7 @@ class Cell:
     subtitle: str = ""
     verdict: bool | None = None
     note: str = ""
+    depth: int | None = None
 
 
 def grid(
@@ -143,8 +145,8 @@ def grid(
 ) -> Image.Image:
     """Cells in rows of `columns` (default: about as wide as high), each image at most `tile` pixels, RGB.
 
-    Under each image stand its title and subtitle, green where the verdict is right and red where it is wrong, with
-    a sign for those who cannot tell the two. `heading` stands above all, on as many lines as it needs.
+    Under each image stand its title and subtitle, green if the verdict is right and red if it is wrong, with a sign for
+    those who cannot tell the two. `heading` stands above all, on as many lines as it needs, and over maps a colour key.
 
     >>> import numpy as np
     >>> from PIL import Image
@@ -169,11 +171,14 @@ def grid(
     width = max(gap + columns * step_x, math.ceil(min(longest, 3 * tile)) + 2 * gap)
     head = wrap(heading, head_font, width - 2 * gap)
     head_line = round(head_font.size * 1.4)
-    top = gap + len(head) * head_line + (gap // 2 if head else 0)
+    key = round(text.size * 1.8) if any(c.map is not None for c in cells) else 0
+    top = gap + len(head) * head_line + key + (gap // 2 if head else 0)
     page = Image.new("RGB", (width, top + rows * step_y), PAPER)
     draw = ImageDraw.Draw(page)
     for i, words in enumerate(head):
         draw.text((gap, gap + i * head_line), words, INK if i == 0 else FAINT, head_font)
+    if key:
+        colour_key(page, (gap, gap + len(head) * head_line + key // 4), width - 2 * gap, text, cmap)
     for i, cell in enumerate(cells):
         at = gap + (i % columns) * step_x, top + (i // columns) * step_y
         _draw_cell(page, cell, at, tile, high, Style(alpha, cmap))
@@ -192,6 +197,8 @@ def _draw_cell(page: Image.Image, cell: Cell, at: tuple[int, int], tile: int, hi
     colour = VERDICTS[cell.verdict]
     stroke = max(2, tile // 70)
     draw.rectangle((left, above, left + size[0] - 1, above + size[1] - 1), outline=colour, width=stroke)
+    if cell.depth is not None:
+        mark_slices(draw, (left, above), size, cell.depth)
     if cell.map is not None:
         mark_empty(draw, (left + stroke + 5, above + stroke + 3), cell.map, text)
     sign = {True: "✓ ", False: "✗ ", None: ""}[cell.verdict]
@@ -203,19 +210,53 @@ def _draw_cell(page: Image.Image, cell: Cell, at: tuple[int, int], tile: int, hi
         below += line
 
 
+def colour_key(
+    page: Image.Image, at: tuple[int, int], width: int, text: ImageFont.FreeTypeFont, cmap: str, words: str = KEY
+) -> int:
+    "A bar of the colours from least to most, with `words` beside it; returns its width, at most `width`."
+    (x, y), draw = at, ImageDraw.Draw(page)
+    bar = round(min(6 * text.size, width / 3)), round(text.size * 0.8)
+    page.paste(
+        Image.fromarray(colormap(cmap)[None]).resize(bar, Image.Resampling.NEAREST), (x, y + round(text.size / 5))
+    )
+    if text.getlength(words) > width - bar[0] - 8:
+        words = shorten(words.partition(",")[0], text, width - bar[0] - 8)
+    draw.text((x + bar[0] + 8, y), words, FAINT, text)
+    return bar[0] + 8 + round(text.getlength(words))
+
+
+def shown_slices(depth: int) -> list[int]:
+    "The places of the four slices of a volume that are drawn, from 0."
+    return [int((i + 0.5) / 4 * depth) for i in range(4)]
+
+
+def mark_slices(draw: ImageDraw.ImageDraw, at: tuple[int, int], size: tuple[int, int], depth: int) -> None:
+    "Borders between the four slices of a volume, and the number of each, counted from 1."
+    (x, y), (w, h), text = at, size, font(max(9, min(size) // 14))
+    for line in ((x + w // 2, y, x + w // 2, y + h - 1), (x, y + h // 2, x + w - 1, y + h // 2)):
+        draw.line(line, PAPER, 2)
+    for i, place in enumerate(shown_slices(depth)):
+        corner = x + (i % 2 + 1) * w // 2 - 5, y + (i // 2 + 1) * h // 2 - 4
+        _on_paper(draw, corner, str(place + 1), text, "rb")
+
+
+def _on_paper(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], words: str, text: ImageFont.FreeTypeFont, anchor: str = "la"
+) -> None:
+    box = draw.textbbox(at, words, font=text, anchor=anchor)
+    draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), PAPER)
+    draw.text(at, words, FAINT, text, anchor=anchor)
+
+
 def _line_of(text: ImageFont.FreeTypeFont) -> int:
     return round(text.size * 1.35)
 
 
 def mark_empty(draw: ImageDraw.ImageDraw, at: tuple[int, int], map: np.ndarray, text: ImageFont.FreeTypeFont) -> None:
-    "Say at the place `at` that a map is empty or not finite, where it is: its overlay does not tell."
+    "Say at the place `at` if a map is empty or not finite, which its overlay does not show."
     finite = np.isfinite(map).all()
-    if finite and normalise(map).any():
-        return
-    words = "empty map" if finite else "not finite"
-    box = draw.textbbox(at, words, font=text)
-    draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), PAPER)
-    draw.text(at, words, FAINT, text)
+    if not finite or not normalise(map).any():
+        _on_paper(draw, at, "empty map" if finite else "not finite", text)
 
 
 def fit(size: tuple[int, int], tile: int) -> tuple[int, int]:
@@ -230,21 +271,27 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def shorten(words: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    "`words` on one line of at most `width` pixels; the middle gives way, so that the end (a percentage) stays."
+    """`words` on one line of at most `width` pixels.
+
+    The middle gives way: long names differ at their ends, and there a percentage stands.
+    """
     words = " ".join(words.split())
     if font.getlength(words) <= width:
         return words
-    keep_end = words.rpartition(" ")[2] if words.endswith("%") else ""
-    start = words[: -len(keep_end)].rstrip() if keep_end else words
+
+    def with_letters(n: int) -> str:
+        end = n // 2
+        return f"{words[: n - end].rstrip()}…{words[len(words) - end :].lstrip()}"
+
     # Binary search: labels may have hundreds of characters.
-    low, high = 0, len(start)
+    low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
-        if font.getlength(f"{start[:middle]}… {keep_end}".rstrip()) <= width:
+        if font.getlength(with_letters(middle)) <= width:
             low = middle
         else:
             high = middle - 1
-    return f"{start[:low].rstrip()}… {keep_end}".rstrip()
+    return with_letters(low)
 
 
 def wrap(words: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -43,6 +43,16 @@ class Run(RunFiles):
     (2, 30, 30)
     """
 
+    def grid(self, frame: int = -1) -> Image.Image:
+        """The labelled heatmap grid of a frame, as saved during training, RGB.
+
+        Negative numbers count from the last complete frame. Raises `IndexError` for a frame that does not exist and
+        `GradCAMError` for one that failed or cannot be read.
+        """
+        from ._draw.picture import picture
+
+        return picture(super().grid(frame))
+
     def evolution(self, path: str | Path | None = None, **options: Any) -> Image.Image:
         """The run on one page: a row per image, a column per frame, curves below; saved if `path` is given.
 

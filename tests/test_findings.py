@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastai_gradcam.findings import COLUMNS, KINDS, Thresholds, findings
+from fastai_gradcam.findings import COLUMNS, KINDS, TITLES, Thresholds, checks, checks_in_words, findings
 from fastai_gradcam.measures import MEASURES
 
 HISTORY = (
@@ -530,12 +530,77 @@ def test_empty_maps():
     undefined = dict.fromkeys(set(MEASURES) - {"evidence", "negative_share"}, np.nan)
     found = only(findings(history(trout(items=(13, 14), evidence=0.0, **undefined))))
     assert (found["kind"], found["items"]) == ("empty", (13, 14))
-    assert found["text"] == "Trout (2 of 4 images): the map is empty: nothing in the picture speaks for Trout"
+    assert found["text"] == ("Trout (2 of 4 images): the map is empty: nothing that this method shows speaks for Trout")
     assert found["severity"] == pytest.approx(0.1 + 0.7 * 2 / 4 * 2 / 3)
     wrong = only(findings(history(trout(items=(13, 14), evidence=0.0, pred="Bass", pred_prob=0.6, **undefined))))
     assert wrong["severity"] == pytest.approx(0.1 + 0.7 * 0.25 * 2 / 4 * 2 / 3)
     earlier = undefined | {"evidence": 0.0}
     assert findings(history(lambda f, i, k: earlier if f < 5 else {})).empty
+
+
+def test_an_empty_map_of_a_right_answer_says_what_averages_it_away_and_what_would_not():
+    undefined = dict.fromkeys(set(MEASURES) - {"evidence", "negative_share"}, np.nan) | {"evidence": 0.0}
+    found = only(findings(history(trout(items=(13, 14), negative_share=0.96, **undefined))))
+    assert found["text"] == (
+        "Trout (2 of 4 images): the map is empty though the answer is right: averaged over the picture, 96 % of it "
+        "speaks against Trout, which Grad-CAM cuts off. Its positive parts are shown by method='layercam' or "
+        "'gradcam_elementwise'"
+    )
+    for given in ({"negative_share": 0.3}, {"negative_share": 0.96, "pred": "Bass", "pred_prob": 0.6}):
+        found = only(findings(history(trout(items=(13, 14), **given, **undefined))))
+        assert "layercam" not in found["text"]
+
+
+@pytest.mark.parametrize("pred_prob", [0.3, 0.95])
+def test_a_panel_that_is_mostly_wrong_is_a_finding_however_confident_it_is(pred_prob):
+    wrong = lambda most: lambda f, i, k: {"pred": "Pike", "pred_prob": pred_prob} if i < most else {}
+    table = findings(history(wrong(11)))
+    found = table[table["kind"] == "mostly_wrong"].iloc[0]
+    assert found["items"] == tuple(range(11)) and found["label"] == "" and 0.3 <= found["severity"] < 0.49
+    assert found["text"].startswith(
+        "3 of 4 classes (11 of 16 images): wrong, so the maps show what guesses are made of"
+    )
+    assert found["text"].endswith("right on only 5 of 16 images of the panel")
+    assert "mostly_wrong" not in set(findings(history(wrong(8)))["kind"])
+    assert "mostly_wrong" in set(findings(history(wrong(8)), thresholds=Thresholds(mostly=0.4))["kind"])
+    # Two images are no panel, and what is not known is not wrong.
+    assert "mostly_wrong" not in set(findings(history(wrong(2), per_class=1, labels=LABELS[:2]))["kind"])
+    assert findings(history(wrong(16)).assign(correct=None)).empty
+
+
+def test_attention_on_the_border_of_the_whole_panel_counts_whatever_is_predicted():
+    change = {"border_share": 0.86, "pred": "Pike", "pred_prob": 0.3, "mask_share": np.nan}
+    table = findings(history(lambda f, i, k: change if i < 12 else {"mask_share": np.nan}), map_shapes={"0.7": (7, 8)})
+    found = table[table["kind"] == "border"].iloc[0]
+    assert found["label"] == "" and found["items"] == tuple(range(12))
+    assert "86 % of the attention is on the border of the picture (spread evenly it would be 46 %)" in found["text"]
+    few = findings(history(lambda f, i, k: change if i < 6 else {}), map_shapes={"0.7": (7, 8)})
+    assert "border" not in set(few["kind"])
+
+
+def test_it_is_said_what_was_looked_for_and_what_could_not_be():
+    assert not any(checks(history()).values()) and checks(history()).keys() == set(TITLES.values())
+    cases = {
+        "no masks": (history().assign(mask_share=None), {"shortcut", "outside", "left_object"}),
+        "no labels": (history().assign(correct=None), {"shortcut", "outside", "left_object", "mostly_wrong", "wrong"}),
+        "fewer than 5 frames": (history(frames=4), {"unsettled"}),
+        "no frame after training": (history(frames=1), {*TITLES} - {"non_finite"}),
+    }
+    for reason, (rows, kinds) in cases.items():
+        found = checks(rows)
+        assert {kind for kind in TITLES if found[TITLES[kind]]} == kinds
+        assert {found[TITLES[kind]] for kind in kinds} == {reason}
+        words = checks_in_words(found)
+        assert words.startswith("Looked for: ") and f"({reason})." in words
+        assert all(title.lower() in words.lower() for title in TITLES.values())
+    assert "Not looked for" not in checks_in_words(checks(history()))
+
+
+def test_what_could_not_be_looked_for_is_not_found():
+    for given in ({"mask_share": None}, {"correct": None}):
+        rows = many_kinds().assign(**given)
+        lacking = {kind for kind in TITLES if checks(rows)[TITLES[kind]]}
+        assert not lacking & set(findings(rows)["kind"])
 
 
 @pytest.mark.parametrize("evidence", [np.nan, np.inf])

@@ -553,7 +553,7 @@ def test_the_pairs_of_two_runs_stand_apart(tmp_path):
     gaps = [b - a for a, b in zip(edges[1::2], edges[2::2], strict=False)]
     assert len(gaps) == 3 and gaps[1] > 4 * gaps[0] and gaps[0] == gaps[2]
     head = [" · ".join(p) for p in _two_runs([Series(r, None) for r in (one, other)], ("a", "b"), [-1, -1])]
-    assert all(re.search(r"epoch 0: train_loss [\d.]+ · valid_loss", words) for words in head), head
+    assert all(re.search(r"epoch 1: train_loss [\d.]+ · valid_loss", words) for words in head), head
 
 
 def test_a_frame_without_metrics_has_a_name_and_no_colon(tmp_path):
@@ -607,7 +607,7 @@ def test_a_comparison_names_the_runs_and_the_settings_that_differ(tmp_path):
     courses = [Series(one, None), Series(other, None)]
     said = _two_runs(courses, _two_names(one, other), [-1, -1])
     assert said[0][:3] == ["one (resnet18)", "layer 0.7.2", "method gradcam"]
-    assert said[0][3].startswith("epoch 0: train_loss ")
+    assert said[0][3].startswith("epoch 1: train_loss ")
     assert said[1][:3] == ["other (vgg16)", "layer 0.7.2", "method hirescam"]
     assert any(part.startswith("accuracy ") for part in said[0])
     (tmp_path / "b").mkdir()
@@ -713,5 +713,6 @@ def test_maps_of_zeros_and_of_nan_are_drawn_without_a_warning(tmp_path):
 def test_a_frame_has_one_name():
     frame = Frame(4, fit=1, epoch=3)
     for one in (frame, FrameEntry(4, 1, 3, {}, "ok", None)):
-        assert frame_name(one) == "fit 1 · epoch 3" and frame_name(one, several_fits=False) == "epoch 3"
+        assert frame_name(one) == "fit 2 · epoch 4" and frame_name(one, several_fits=False) == "epoch 4"
+    assert frame_name(Frame(1, 0, 0, frozen=True)) == "fit 1 · frozen epoch 1"
     assert frame_name(Frame(0, 0, -1)) == "before training"

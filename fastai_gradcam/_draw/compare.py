@@ -15,7 +15,8 @@ from .._run.reader import RunFiles
 from .._run.words import brief
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, FAINT, INK, PAPER, Cell, Style, font, grid, wrap
 from .curves import Curve
-from .series import Series, evenly, items_of, scale_of
+from .picture import picture
+from .series import KEYS, Series, evenly, items_of, scale_of
 from .sheet import MOST_COLUMNS, Head, Plan, Sheet, draw_row
 
 __all__ = ["compare"]
@@ -76,16 +77,18 @@ def compare(
     if changed:
         _warn_of(changed, names, both[0], len(items))
     if frame is not None:
-        return _pair(both, names, frame, items, changed, tile or 160, alpha, cmap)
+        return picture(_pair(both, names, frame, items, changed, tile or 160, alpha, cmap))
     top = scale_of(both, items, scale)
     trained = [_epochs_trained(one) for one in both]
     shown = _shared(trained[0], trained[1], columns)
     curves = [("prob", False, "probability of the class"), ("mask_share", True, "attention on the object")]
     curves = curves[: 1 + any(one.masked for one in both)]
-    sheet = Sheet(Plan.of(both[0].size, len(items), len(shown), 2, tile), _head(both, names, curves))
-    sheet.headings(_titles(both, trained, shown))
+    head: Head = [*_head(both, names, curves), [((cmap, "colours"), KEYS[scale])]]
+    sheet = Sheet(Plan.of(both[0].size, len(items), len(shown), 2, tile), head, _titles(both, trained, shown))
     for place, item in enumerate(items):
-        sheet.label(place, both[0].label(item), "not the same picture in A and B" if item in changed else "")
+        classes = dict.fromkeys(one.classes_of(item, range(len(one.frames))) for one in both)
+        warning = "not the same picture in A and B" if item in changed else ""
+        sheet.label(place, both[0].label(item), "; ".join(filter(None, (warning, *classes))), bool(warning))
         lines = []
         for row, (series, epochs, mark) in enumerate(zip(both, trained, MARKS, strict=True)):
             at = {c: epochs.index(e) for c, e in enumerate(shown) if e in epochs}
@@ -94,7 +97,7 @@ def compare(
             every = np.interp(epochs, shown, range(len(shown)))
             lines += [Curve(every, series.values(item, column), mark[0], dashed) for column, dashed, _ in curves]
         sheet.curves(place, lines)
-    return sheet.image
+    return picture(sheet.image)
 
 
 def _head(both: Sequence[Series], names: Sequence[str], curves: Sequence[tuple[str, bool, str]]) -> Head:
@@ -124,9 +127,9 @@ def _pair(
     cells = []
     for i in items:
         for series, k, name in zip(both, chosen, names, strict=True):
-            note = "not the same picture" if i in changed else name
-            answer = series.answer(i, k)
-            cells.append(Cell(series.image(i), series.maps[k][i], series.label(i), *answer, note=note))
+            note = "not the same picture" if i in changed else " · ".join(filter(None, (name, series.note(i, k))))
+            depth = series.info.panel[i].depth
+            cells.append(Cell(series.image(i), series.maps[k][i], series.label(i), *series.answer(i, k), note, depth))
     heading = "\n".join(
         f"{side}: {' · '.join(parts)}"
         for side, parts in zip(("Left", "Right"), _two_runs(both, names, chosen), strict=True)

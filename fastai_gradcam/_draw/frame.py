@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from PIL import Image
 
-from .._run.schema import Frame, FrameEntry
-from .._run.words import frame_name, prediction
+from .._run.schema import Frame, FrameEntry, PanelItem
+from .._run.words import frame_name, map_note, prediction
 from ..render import Cell, grid
 
-__all__ = ["frame_grid", "heading"]
+__all__ = ["cells_of", "frame_grid", "heading", "slices_note"]
 
 
 def heading(frame: Frame | FrameEntry) -> str:
@@ -20,28 +19,37 @@ def heading(frame: Frame | FrameEntry) -> str:
     return f"{frame_name(frame).capitalize()}\n" + " · ".join([f"frame {frame.frame}", *metrics])
 
 
-def frame_grid(frame: Frame, images: Sequence[Image.Image], labels: Sequence[str | None]) -> Image.Image:
+def frame_grid(frame: Frame, images: Sequence[Image.Image], panel: Sequence[PanelItem]) -> Image.Image:
     "The labelled grid of a frame: a cell per image, or a row per image if there are several layers or classes."
-    cells, per_image = [], max(1, len(frame.rows) // max(1, len(images)))
-    rows = sorted(frame.rows, key=lambda r: r["item"])
-    seen: dict[tuple[int, str], int] = {}
-    for row in rows:
-        item, layer = row["item"], row["layer"]
+    words = " · ".join(filter(None, (heading(frame), slices_note(panel))))
+    return grid(cells_of(frame, images, panel), words, _columns(frame, len(images)))
+
+
+def cells_of(frame: Frame, images: Sequence[Image.Image], panel: Sequence[PanelItem]) -> list[Cell]:
+    "The cells of a frame's grid, each with the class that its map is of unless that is the prediction."
+    several_layers = len(frame.maps) > 1
+    cells, seen = [], dict[tuple[int, str], int]()
+    for row in sorted(frame.rows, key=lambda r: r["item"]):
+        item, layer, entry = row["item"], row["layer"], panel[row["item"]]
         k = seen[item, layer] = seen.get((item, layer), -1) + 1
         maps = frame.maps[layer]
         map = maps[item] if maps.ndim == 3 else maps[item, k]
-        label = labels[item]
-        title = label if label is not None else f"image {item}"
+        title = entry.label if entry.label is not None else f"image {item}"
+        several_classes = maps.ndim == 4
+        notes = [layer] if several_layers else []
+        notes += [map_note(row.get("target"), row.get("prob"), row.get("pred"), always=several_classes)]
         answer = prediction(row.get("pred"), row.get("pred_prob"))
-        note = " · ".join(_about_map(row, per_image, len(frame.maps)))
-        cells.append(Cell(images[item], map, title, answer, row["correct"], note))
-    columns = None if per_image == 1 else per_image if per_image > 2 else per_image * 2
-    return grid(cells, heading(frame), columns)
+        note = " · ".join(filter(None, notes))
+        cells.append(Cell(images[item], map, title, answer, row["correct"], note, entry.depth))
+    return cells
 
 
-def _about_map(row: Mapping[str, Any], per_image: int, layers: int) -> list[str]:
-    "The layer and class that the map explains, unless the cell says so already."
-    about = [row["layer"]] if layers > 1 else []
-    if row.get("target") not in (None, "", row.get("label")) or per_image > layers:
-        about.append(f"map: {prediction(row['target'], row.get('prob'))}")
-    return about
+def _columns(frame: Frame, images: int) -> int | None:
+    per_image = max(1, len(frame.rows) // max(1, images))
+    return None if per_image == 1 else per_image if per_image > 2 else per_image * 2
+
+
+def slices_note(panel: Sequence[PanelItem]) -> str:
+    "Of a panel of volumes, how many slices are drawn."
+    depth = panel[0].depth if panel else None
+    return "" if depth is None else f"4 of {depth} slices"

@@ -1,20 +1,19 @@
-"""What a notebook shows of a run: the grid below a cell that trains, the run in brief, its report in a frame."""
+"""A run in a notebook: the grid below a cell that trains, the run in brief, its report in a frame."""
 
 from __future__ import annotations
 
-import io
 import sys
 from base64 import b64encode
 from contextlib import suppress
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from .._errors import GradCAMError
-
-if TYPE_CHECKING:
-    from ..run import Run
+from .._run.reader import RunFiles
+from ..report import report_page
+from .picture import picture
 
 __all__ = ["NotebookGrid", "ReportView", "in_brief", "in_notebook"]
 
@@ -24,7 +23,7 @@ _SMALL = 760
 
 
 def in_notebook() -> bool:
-    "Whether what a cell displays is seen as a picture: under IPython, and not in its terminal."
+    "Whether a cell's output is seen as a picture: under IPython, and not in its terminal."
     # fastcore's own `in_notebook` says yes in a terminal, too, where a picture would be a line of text.
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell is not None and not any("Terminal" in kind.__name__ for kind in type(shell).__mro__)
@@ -39,8 +38,8 @@ class NotebookGrid:
     def show(self, image: Image.Image) -> None:
         from IPython import display as ipython
 
-        # The run has the lossless picture. A notebook keeps what it shows, and a PIL image would be in it twice.
-        shown = ipython.Image(data=_jpeg(image), format="jpeg")
+        # The run has the lossless picture; a notebook keeps what it shows.
+        shown = ipython.Image(data=picture(image)._repr_jpeg_(), format="jpeg")
         if self._handle is None:
             self._handle = ipython.display(shown, display_id=True)
         else:
@@ -48,20 +47,18 @@ class NotebookGrid:
 
 
 class ReportView:
-    """The report of a run inside of a notebook, as `Run.widget` gives it: the last line of a cell, it shows itself.
+    """The report of a run inside of a notebook, as `Run.widget` gives it. As the last line of a cell, it shows itself.
 
-    The page is the self-contained one that `Run.report` writes, in a frame, and not ipywidgets: those bring a dozen
-    packages and a part for the browser that has to fit them, are empty in a notebook that is opened later without a
-    kernel, and would be a second page to keep; the frame works in all of these, and in what nbconvert makes of it.
+    The page is the self-contained one that `Run.report` writes, in a frame. It does not use ipywidgets: they bring a
+    dozen packages and a part for the browser that has to fit them, are empty in a notebook that is opened later without
+    a kernel, and would be a second page to keep. The frame works in all of these, and after nbconvert.
 
     The frame may run its own scripts and nothing else: no access to the notebook or its server, no forms, no windows.
     """
 
-    def __init__(self, run: Run, height: int = 720):
+    def __init__(self, run: RunFiles, height: int = 720):
         if isinstance(height, bool) or not isinstance(height, int) or height < _LOWEST:
             raise GradCAMError(f"height must be a number of pixels from {_LOWEST} up, got {height!r}.")
-        from ..report import report_page
-
         self.height, self._name, self._frames = height, _text(run.name), len(run.frames)
         self._page = report_page(run)
 
@@ -83,21 +80,21 @@ class ReportView:
         return f"ReportView(run {self._name!r}, {_count(self._frames, 'frame')}): a notebook shows it"
 
 
-def in_brief(run: Run) -> str:
-    "A run in a few words, and its newest grid, as HTML. What cannot be read is left out."
+def in_brief(run: RunFiles) -> str:
+    "A run in a few words, and its newest grid, as HTML. Parts that cannot be read are left out."
     try:
-        info, status = run.info, run.status
+        info, status = run.contents(), run.status
     except (OSError, ValueError):
         return f"<p>{escape(repr(run))}</p>"
-    frames, images, layers = info["frames"], len(info["panel"]), ", ".join(map(str, info["layers"]))
-    about = [_count(len(frames), "frame"), f"{_count(images, 'image')}", str(info["arch"]), f"layer {layers}"]
+    images = _count(len(info.panel), "image")
+    about = [_count(len(info.frames), "frame"), images, str(info.arch), f"layer {', '.join(info.layers)}"]
     html = f"<p><b>{escape(_text(run.name))}</b>: {escape(status)} · {escape(' · '.join(about))}<br>"
     html += "<small><code>.widget()</code> steps through the frames; <code>.history</code> and "
     html += "<code>.findings()</code> have the numbers.</small></p>"
     with suppress(IndexError, OSError, ValueError):
         newest = run.grid()
         newest.thumbnail((_SMALL, _SMALL), Image.Resampling.LANCZOS)
-        grid = b64encode(_jpeg(newest)).decode("ascii")
+        grid = b64encode(picture(newest)._repr_jpeg_()).decode("ascii")
         html += f'<img alt="The newest grid" style="max-width:100%" src="data:image/jpeg;base64,{grid}">'
     return html
 
@@ -107,12 +104,5 @@ def _count(number: int, what: str) -> str:
 
 
 def _text(name: str) -> str:
-    "A folder's name, which need not be text, as what can be sent to a browser."
+    "A folder's name, which need not be valid text, as a browser can read it."
     return name.encode("utf-8", "replace").decode()
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    # Whole colours: the grid has fine print.
-    image.convert("RGB").save(data, "JPEG", quality=85, subsampling=0)
-    return data.getvalue()

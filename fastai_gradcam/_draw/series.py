@@ -13,14 +13,19 @@ from .._errors import GradCAMError, one_of
 from .._run.files import warn
 from .._run.reader import RunFiles
 from .._run.schema import FrameEntry
-from .._run.words import frame_name, prediction
+from .._run.words import frame_name, map_note, prediction
+from .frame import slices_note
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Series", "about", "evenly", "first_class", "items_of", "layer_of", "scale_of"]
+__all__ = ["KEYS", "Series", "about", "evenly", "first_class", "items_of", "layer_of", "scale_of"]
 
-SCALES = ("map", "image", "all")
+KEYS = {
+    "map": "least to most attention, each map on its own scale",
+    "image": "least to most attention, each image on its own scale",
+    "all": "least to most attention, all maps on one scale",
+}
 GREY = "#8c959f"
 
 
@@ -104,6 +109,18 @@ class Series:
             return "", None
         return prediction(row["pred"], row["pred_prob"]), _verdict(row["correct"])
 
+    def note(self, item: int, k: int) -> str:
+        "Which class the map is of, unless that is the prediction."
+        row = self.row(item, k)
+        return "" if row is None else map_note(row["target"], row["prob"], row["pred"])
+
+    def classes_of(self, item: int, shown: Sequence[int]) -> str:
+        "The classes of which the maps of these frames are, unless each is of the frame's prediction."
+        rows = [row for k in shown if (row := self.row(item, k)) is not None]
+        if not any(map_note(row["target"], None, row["pred"]) for row in rows):
+            return ""
+        return "maps of " + ", ".join(dict.fromkeys(row["target"] for row in rows))
+
 
 def layer_of(run: RunFiles, layer: str | None) -> str:
     "The layer to draw: by default the last, which says most about the class, and which the findings judge."
@@ -118,7 +135,7 @@ def about(run: RunFiles, layer: str, classes: int) -> str:
     "Which of several layers and classes is drawn, in words."
     parts = [f"layer {layer}"] if len(run.contents().layers) > 1 else []
     parts += [f"the first of {classes} classes"] if classes > 1 else []
-    return ", ".join(parts)
+    return ", ".join(filter(None, (*parts, slices_note(run.contents().panel))))
 
 
 def first_class(history: pd.DataFrame, classes: int) -> pd.DataFrame:
@@ -140,8 +157,8 @@ def items_of(run: RunFiles, items: Sequence[int] | None) -> list[int]:
 
 def scale_of(series: Sequence[Series], items: Sequence[int], scale: str) -> Callable[[int], float | None]:
     "The value of the hottest colour for an image; `None` if each map has its own."
-    if scale not in SCALES:
-        raise GradCAMError(one_of("scale", scale, SCALES))
+    if scale not in KEYS:
+        raise GradCAMError(one_of("scale", scale, list(KEYS)))
     if scale == "map":
         return lambda item: None
 

@@ -8,7 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..render import FAINT, INK, PAPER, VERDICTS, WRONG, Style, fit, font, mark_empty, overlay, shorten
+from ..render import (
+    FAINT,
+    INK,
+    PAPER,
+    VERDICTS,
+    WRONG,
+    Style,
+    colour_key,
+    fit,
+    font,
+    mark_empty,
+    mark_slices,
+    overlay,
+    shorten,
+)
 from .curves import Curve, curves
 from .series import Series
 
@@ -16,7 +30,7 @@ __all__ = ["MOST_COLUMNS", "Head", "Plan", "Sheet", "draw_row"]
 
 MOST_COLUMNS = 12
 
-# A colour with "solid", "dashed" or a letter.
+# A colour with "solid", "dashed" or a letter, or a colormap with "colours".
 Mark = tuple[str, str]
 # Lines of (mark, words).
 Head = Sequence[Sequence[tuple[Mark | None, str]]]
@@ -94,13 +108,17 @@ class Plan:
 class Sheet:
     "The page itself: pictures, words and curves are put where the plan says."
 
-    def __init__(self, plan: Plan, head: Head):
+    def __init__(self, plan: Plan, head: Head, titles: Sequence[str]):
+        "`titles`: of the columns; what ` · ` separates goes on lines of its own."
         self.plan = plan
         above = _head(head, plan)
-        self.top = above.height + plan.line + plan.space
+        lines = [title.split(" · ") for title in titles]
+        height = max(map(len, lines)) * plan.line
+        self.top = above.height + height + plan.space
         self.image = Image.new("RGB", (plan.width, self.top + plan.per_block * plan.step), PAPER)
         self.image.paste(above)
         self.draw = ImageDraw.Draw(self.image)
+        self._titles(lines, self.top - height - plan.space // 2)
 
     def _at(self, place: int) -> tuple[int, int]:
         x, y = self.plan.at(place)
@@ -115,34 +133,39 @@ class Sheet:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         return image.resize(size, Image.Resampling.BICUBIC)
 
-    def headings(self, words: Sequence[str]) -> None:
+    def _titles(self, titles: Sequence[Sequence[str]], y: int) -> None:
         p = self.plan
         # One size for all of them, so that the longest fits.
-        text = p.text if max(map(p.text.getlength, words)) <= p.tile else p.small
+        longest = max(p.text.getlength(part) for parts in titles for part in parts)
+        text = p.text if longest <= p.tile else p.small
         for block in range(p.blocks):
             left = block * (p.wide + 3 * p.space) + p.space
-            for c, heading in enumerate(words):
-                at = (left + (c + 1) * (p.tile + p.space), self.top - p.line - p.space // 2)
-                self.draw.text(at, shorten(heading, text, p.tile), INK, text)
+            for c, parts in enumerate(titles):
+                for i, part in enumerate(parts):
+                    at = (left + (c + 1) * (p.tile + p.space), y + i * p.line)
+                    self.draw.text(at, shorten(part, text, p.tile), INK, text)
 
-    def label(self, place: int, words: str, warning: str = "") -> None:
+    def label(self, place: int, words: str, note: str = "", warning: bool = False) -> None:
         p, (x, y) = self.plan, self._at(place)
         room = p.wide - p.space
-        words = shorten(words, p.text, room // 2 if warning else room)
+        words = shorten(words, p.text, room // 2 if note else room)
         self.draw.text((x, y), words, INK, p.text)
-        if warning:
+        if note:
             indent = round(p.text.getlength(words)) + 2 * p.space
-            self.draw.text((x + indent, y), shorten(warning, p.text, room - indent), WRONG, p.text)
+            note = shorten(note, p.text, room - indent)
+            self.draw.text((x + indent, y), note, WRONG if warning else FAINT, p.text)
 
-    def picture(self, place: int, row: int, column: int, image: Image.Image) -> None:
-        self.image.paste(image, self._cell(place, row, column))
+    def picture(self, place: int, row: int, column: int, image: Image.Image, depth: int | None = None) -> None:
+        at = self._cell(place, row, column)
+        self.image.paste(image, at)
+        if depth is not None:
+            mark_slices(self.draw, at, image.size, depth)
 
-    def overlay(
+    def verdict(
         self, place: int, row: int, column: int, image: Image.Image, map: np.ndarray, right: bool | None
     ) -> None:
-        "An image with its map already over it, framed by whether the prediction is right."
+        "The frame of an overlay, by whether the prediction is right, and whether its map is empty."
         x, y = self._cell(place, row, column)
-        self.image.paste(image, (x, y))
         edge, below = x + image.width - 1, y + image.height - 1
         self.draw.rectangle((x, y, edge, below), outline=VERDICTS[right], width=2)
         if right is not None:
@@ -177,14 +200,16 @@ def draw_row(
 ) -> None:
     "One row of pictures: the image itself, and in column `c` the series' frame `at[c]`."
     image = sheet.fitted(series.image(item))
-    sheet.picture(place, row, 0, image)
+    depth = series.info.panel[item].depth
+    sheet.picture(place, row, 0, image, depth)
     for c in range(sheet.plan.columns):
         if c not in at:
             sheet.gap(place, row, c + 1, image.size)
             continue
         map = series.maps[at[c]][item]
         shown = overlay(image, map, style.alpha, style.cmap, style.vmax)
-        sheet.overlay(place, row, c + 1, shown, map, series.answer(item, at[c])[1])
+        sheet.picture(place, row, c + 1, shown, depth)
+        sheet.verdict(place, row, c + 1, shown, map, series.answer(item, at[c])[1])
 
 
 def _head(rows: Head, plan: Plan) -> Image.Image:
@@ -195,6 +220,8 @@ def _head(rows: Head, plan: Plan) -> Image.Image:
         x = space
         for mark, words in row:
             indent = 0 if mark is None else line + 4 if len(mark[1]) == 1 else 24
+            if mark is not None and mark[1] == "colours":
+                indent = round(6 * text.size) + 8
             words = shorten(words, text, plan.width - 2 * space - indent)
             long = indent + round(text.getlength(words))
             if x > space and x + long > plan.width - space:
@@ -207,6 +234,9 @@ def _head(rows: Head, plan: Plan) -> Image.Image:
     for x, y, mark, indent, words in places:
         if mark is not None and len(mark[1]) == 1:
             _chip(draw, (x, y), mark[1], mark[0], text, line)
+        elif mark is not None and mark[1] == "colours":
+            colour_key(page, (x, y + 2), plan.width, text, mark[0], words)
+            continue
         elif mark is not None:
             for start, end in [(0, 16)] if mark[1] == "solid" else [(0, 6), (10, 16)]:
                 draw.line((x + start, y + line // 2, x + end, y + line // 2), mark[0], 2)

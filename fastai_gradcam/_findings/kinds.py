@@ -1,7 +1,8 @@
 """The kinds of findings: each a function under `@finding(name, lowest and highest severity, title)`.
 
 To add one, write such a function: it returns the images concerned and what to say of them. Within its range, severity
-grows with the share and the number of the images of a class that are concerned, and with their mean `strength`.
+grows with the share and the number of the images of a class that are concerned, and with their mean `strength`. `lacks`
+says why a kind cannot be looked for in a run, so that "not found" is never said of what was not looked for.
 """
 
 from __future__ import annotations
@@ -24,15 +25,41 @@ kinds: dict[str, Kind] = {}
 Look = Callable[[Panel], Hits]
 
 
-def finding(name: str, low: float, high: float, title: str, before_training: bool = False) -> Callable[[Look], Look]:
+# --- what a kind needs
+
+
+def nothing(panel: Panel) -> str:
+    return ""
+
+
+def training(panel: Panel) -> str:
+    return "" if panel.trained else "no frame after training"
+
+
+def answers(panel: Panel) -> str:
+    return training(panel) or ("" if panel.last["correct"].notna().any() else "no labels")
+
+
+def masks(panel: Panel) -> str:
+    return answers(panel) or ("" if panel.last["mask_share"].notna().any() else "no masks")
+
+
+def frames(panel: Panel) -> str:
+    fewest = panel.thresholds.late_frames
+    return training(panel) or ("" if len(panel.frames) >= fewest else f"fewer than {fewest} frames")
+
+
+def finding(
+    name: str, low: float, high: float, title: str, lacks: Callable[[Panel], str] = training
+) -> Callable[[Look], Look]:
     def register(look: Look) -> Look:
-        kinds[name] = Kind(name, low, high, title, look, before_training)
+        kinds[name] = Kind(name, low, high, title, look, lacks)
         return look
 
     return register
 
 
-@finding("non_finite", 1.0, 1.0, "Maps that are not finite", before_training=True)
+@finding("non_finite", 1.0, 1.0, "Maps that are not finite", nothing)
 def non_finite(panel: Panel) -> Hits:
     "The maps hold NaN or infinity."
     hits = panel.last[~panel.last["finite"]]
@@ -43,7 +70,25 @@ def non_finite(panel: Panel) -> Hits:
     return Hits(groups, lambda group, e: f"the map holds NaN or infinity, since frame {since}", frame="since")
 
 
-@finding("shortcut", 0.6, 1.0, "A shortcut, perhaps")
+@finding("mostly_wrong", 0.3, 0.49, "Most of the panel is wrong", answers)
+def mostly_wrong(panel: Panel) -> Hits:
+    "The model is wrong on most of the panel, however confident it is."
+    judged = panel.last[panel.last["correct"].notna()]
+    hits = judged[judged["correct"] == 0]
+    enough = len(judged) >= panel.thresholds.class_images and len(hits) > panel.thresholds.mostly * len(judged)
+    groups = [("", hits.assign(strength=1.0))] if enough else []
+    right = len(judged) - len(hits)
+
+    def say(group: pd.DataFrame, e: dict[str, Any]) -> str:
+        return (
+            "wrong, so the maps show what guesses are made of; find out first why the model is right on only "
+            f"{right} of {len(judged)} images of the panel"
+        )
+
+    return Hits(groups, say, of=len(judged))
+
+
+@finding("shortcut", 0.6, 1.0, "A shortcut, perhaps", masks)
 def shortcut(panel: Panel) -> Hits:
     "Most images that are right and confident have little attention on the object."
     t = panel.thresholds
@@ -64,7 +109,7 @@ def shortcut(panel: Panel) -> Hits:
     return Hits([("", hits)] if enough and len(hits) else [], say, of=len(judged))
 
 
-@finding("outside", 0.1, 0.9, "Looks outside the object")
+@finding("outside", 0.1, 0.9, "Looks outside the object", masks)
 def outside(panel: Panel) -> Hits:
     "Right and confident while looking outside the object."
     hits = panel.last[panel.off_object & panel.sure]
@@ -100,35 +145,46 @@ def corner(panel: Panel) -> Hits:
 
 @finding("border", 0.4, 0.8, "Looks at the border")
 def border(panel: Panel) -> Hits:
-    "The attention is on the border across the images of a class, or else of the panel."
-    t, even, seen = panel.thresholds, panel.even_border, _off_object_and_likely(panel)
+    """The attention is on the border across the images of a class, or else of the panel.
+
+    Of the panel as a whole it does not matter whether the predictions are right or likely.
+    """
+    t, even = panel.thresholds, panel.even_border
     limit = t.border if even is None else even + (1 - even) * t.border_excess
-    hits = seen[seen["border_share"] >= limit] if even != 1 else panel.none
+
+    def on_border(images: pd.DataFrame) -> list[pd.DataFrame]:
+        hits = images[images["border_share"] >= limit] if even != 1 else panel.none
+        return [hits.assign(strength=hits["border_share"])]
 
     def say(group: pd.DataFrame, e: dict[str, Any]) -> str:
         chance = "" if even is None else f" (spread evenly it would be {per_cent(even)})"
         share = per_cent(e["border_share"])
         return f"{share} of the attention is on the border of the picture{chance}{_how_sure(e)}"
 
-    groups = _shared(panel, [hits.assign(strength=hits["border_share"])])
+    groups = _shared(panel, on_border(_off_object_and_likely(panel)))
+    groups = groups or [("", hits) for hits in on_border(_off_object(panel)) if _most(panel, hits, len(panel.last))]
     return Hits(_without(groups, panel.found_as("shortcut", "outside", "corner")), say)
 
 
+def _off_object(panel: Panel) -> pd.DataFrame:
+    return panel.last[~(panel.last["mask_share"] >= panel.last["limit"])]
+
+
 def _off_object_and_likely(panel: Panel) -> pd.DataFrame:
-    last, t = panel.last, panel.thresholds
-    return last[(last["correct"] != 0) & ~(last["pred_prob"] < t.likely) & ~(last["mask_share"] >= last["limit"])]
+    images = _off_object(panel)
+    return images[(images["correct"] != 0) & ~(images["pred_prob"] < panel.thresholds.likely)]
 
 
 def _shared(panel: Panel, alike: list[pd.DataFrame]) -> Groups:
     "Groups of images that look at one place and are most of a class, or else most of the panel."
-    t = panel.thresholds
-
-    def most(group: pd.DataFrame, of: int) -> bool:
-        return len(group) >= t.class_images and len(group) >= t.class_share * of
-
     sizes = panel.last["label"].value_counts()
-    classes = [(label, group) for hits in alike for label, group in by_class(hits) if most(group, sizes[label])]
-    return classes or [("", hits) for hits in alike if most(hits, len(panel.last))]
+    found = [(label, group) for hits in alike for label, group in by_class(hits) if _most(panel, group, sizes[label])]
+    return found or [("", hits) for hits in alike if _most(panel, hits, len(panel.last))]
+
+
+def _most(panel: Panel, group: pd.DataFrame, of: int) -> bool:
+    t = panel.thresholds
+    return len(group) >= t.class_images and len(group) >= t.class_share * of
 
 
 def _without(groups: Groups, found: set[int]) -> Groups:
@@ -156,11 +212,21 @@ def empty(panel: Panel) -> Hits:
     hits = panel.last[panel.last["evidence"] == 0]
     # If another class is predicted, it is no wonder that nothing speaks for the explained one.
     hits = hits.assign(strength=np.where(hits["correct"] == 0, 0.25, 1.0))
-    words = "the map is empty: nothing in the picture speaks for"
-    return Hits(by_class(hits), lambda group, e: f"{words} {explained(group)}")
+
+    def say(group: pd.DataFrame, e: dict[str, Any]) -> str:
+        if (group["correct"] == 1).all() and (group["negative_share"] > 0.5).all():
+            against = per_cent(group["negative_share"].mean())
+            return (
+                f"the map is empty though the answer is right: averaged over the picture, {against} of it speaks against "
+                f"{explained(group)}, which Grad-CAM cuts off. Its positive parts are shown by method='layercam' or "
+                "'gradcam_elementwise'"
+            )
+        return f"the map is empty: nothing that this method shows speaks for {explained(group)}"
+
+    return Hits(by_class(hits), say)
 
 
-@finding("left_object", 0.2, 0.7, "Attention left the object")
+@finding("left_object", 0.2, 0.7, "Attention left the object", masks)
 def left_object(panel: Panel) -> Hits:
     "The attention stayed on the object once and moved off it."
     t, found = panel.thresholds, {}
@@ -197,7 +263,7 @@ def left_object(panel: Panel) -> Hits:
 _FEW_PLACES = 4  # more of them in one sentence would not be read
 
 
-@finding("wrong", 0.2, 0.7, "Wrong, and where it looked")
+@finding("wrong", 0.2, 0.7, "Wrong, and where it looked", answers)
 def wrong(panel: Panel) -> Hits:
     "Wrong and confident, and where it looked."
     hits = panel.last[(panel.last["correct"] == 0) & (panel.last["pred_prob"] >= panel.thresholds.confident)]
@@ -239,7 +305,7 @@ def _are(n: int) -> str:
     return "is" if n == 1 else "are"
 
 
-@finding("unsettled", 0.1, 0.5, "Attention still moves")
+@finding("unsettled", 0.1, 0.5, "Attention still moves", frames)
 def unsettled(panel: Panel) -> Hits:
     "The attention of much of the panel still moves late in training."
     t, found = panel.thresholds, {}

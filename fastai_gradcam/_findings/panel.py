@@ -15,7 +15,7 @@ from .thresholds import Thresholds
 __all__ = ["Panel", "is_missing", "tidy"]
 
 NUMBERS = (
-    "frame epoch item prob pred_prob evidence border_share centroid_y centroid_x centroid_shift "
+    "frame epoch item prob pred_prob evidence negative_share border_share centroid_y centroid_x centroid_shift "
     "similarity_prev mask_share"
 ).split()
 WORDS = ("layer", "label", "target", "pred")

@@ -44,14 +44,17 @@ class Hits:
 
 @dataclass(frozen=True)
 class Kind:
-    "A kind of finding: its name and title, the range of its severity, and the function that looks for it."
+    """A kind of finding: its name and title, the range of its severity, and the function that looks for it.
+
+    `lacks(panel)`: why it cannot be looked for in this run, such as "no masks", or nothing.
+    """
 
     name: str
     low: float
     high: float
     title: str
     look: Callable[[Panel], Hits]
-    before_training: bool = False
+    lacks: Callable[[Panel], str]
 
 
 def by_class(hits: pd.DataFrame) -> Groups:

@@ -18,6 +18,8 @@ class Thresholds:
 
     confident: float = 0.8
     """`shortcut`, `outside`, `wrong`: a prediction counts as confident from this probability."""
+    mostly: float = 0.5
+    """`mostly_wrong`: more than this share of the panel is wrong, however confident."""
     dense: float = 2.0
     """`shortcut`: below this density of the attention on the object relative to beside it (per area; 1 is even
     attention), the object hardly decides. The median of an honest training on the fish demo was 2.3 to 10. With tags it

@@ -167,15 +167,11 @@ class RunFiles:
         return np.asarray(open_image(self._inside(file)).convert("L")) > 127 if file else None
 
     def grid(self, frame: int = -1) -> Image.Image:
-        """The labelled heatmap grid of a frame, as saved during training, RGB.
-
-        Negative numbers count from the last complete frame. Raises `IndexError` for a frame that does not exist and
-        `GradCAMError` for one that failed or cannot be read.
-        """
+        "The labelled heatmap grid of a frame, as saved during training, RGB. Raises as `maps` does."
         return open_image(self._inside(grid_file(self.frame(frame).frame)))
 
     def frame(self, frame: int) -> FrameEntry:
-        "The complete frame numbered `frame`; negative numbers count from the last complete one. Raises as `grid` does."
+        "The complete frame numbered `frame`; negative numbers count from the last complete one. Raises as `maps` does."
         info = self.contents()
         if frame < 0:
             if -frame > len(info.complete):

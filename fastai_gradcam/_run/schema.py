@@ -14,7 +14,7 @@ from .._errors import GradCAMError
 from ..measures import MEASURES
 
 __all__ = ["HISTORY_COLUMNS", "SCHEMA_VERSION", "Frame", "FrameEntry", "PanelItem", "RunInfo"]
-__all__ += ["grid_file", "image_file", "maps_file", "mask_file", "now"]
+__all__ += ["grid_file", "image_file", "maps_file", "mask_file", "now", "panel_items"]
 
 SCHEMA_VERSION = 1
 
@@ -48,7 +48,8 @@ class Frame:
     """One look at the panel, as it is handed to the writer.
 
     `maps`: for each layer `(n, h, w)` or `(n, K, h, w)`. `rows`: one dict per image × layer × class, with the columns
-    of `history.csv`. `error`: why the frame failed; it then has no maps and rows.
+    of `history.csv`. `error`: why the frame failed; it then has no maps and rows. `frozen`: whether the epoch trained
+    with the body of the network frozen, as in the first part of `fine_tune`.
     """
 
     frame: int
@@ -59,6 +60,7 @@ class Frame:
     rows: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
     created: str = field(default_factory=now)
+    frozen: bool = False
 
     def entry(self) -> dict[str, Any]:
         "The frame's entry in `run.json`."
@@ -70,6 +72,7 @@ class Frame:
             "status": "failed" if self.error else "ok",
             "error": self.error,
             "created": self.created,
+            "frozen": self.frozen,
         }
 
 
@@ -84,6 +87,7 @@ class FrameEntry:
     status: str
     error: str | None
     history_bytes: int | None = None
+    frozen: bool = False
 
     @property
     def complete(self) -> bool:
@@ -92,7 +96,7 @@ class FrameEntry:
 
 @dataclass(frozen=True)
 class PanelItem:
-    "An image of the panel: its files in the run folder and its size in pixels."
+    "An image of the panel: its files in the run folder, its size in pixels, and of a volume how many slices it has."
 
     item: int
     name: str
@@ -101,6 +105,7 @@ class PanelItem:
     mask: str | None
     width: int
     height: int
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,7 @@ class RunInfo:
         parts = _checked(cls, {**info, "raw": info})
         if not parts["layers"]:
             raise GradCAMError("'layers' is []")
-        parts["panel"] = [PanelItem(**_checked(PanelItem, e, f"image {i}")) for i, e in enumerate(info["panel"])]
-        for i, one in enumerate(parts["panel"]):
-            if one.width < 1 or one.height < 1:
-                raise GradCAMError(f"image {i} is {one.width}×{one.height} pixels")
+        parts["panel"] = panel_items(info["panel"])
         parts["frames"] = [FrameEntry(**_checked(FrameEntry, e, f"frame {i}")) for i, e in enumerate(info["frames"])]
         return cls(**parts)
 
@@ -152,6 +154,15 @@ class RunInfo:
     def history_bytes(self) -> int | None:
         "How far `history.csv` is whole; `None` in a run of an earlier version, which did not note it."
         return self.frames[-1].history_bytes if self.frames else 0
+
+
+def panel_items(entries: list[Any]) -> list[PanelItem]:
+    "The entries of the panel, checked. Raises `GradCAMError` with what is wrong."
+    items = [PanelItem(**_checked(PanelItem, entry, f"image {i}")) for i, entry in enumerate(entries)]
+    for i, one in enumerate(items):
+        if one.width < 1 or one.height < 1:
+            raise GradCAMError(f"image {i} is {one.width}×{one.height} pixels")
+    return items
 
 
 class NewerVersion(GradCAMError):
@@ -192,4 +203,4 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and (inside[0] is not str or all(isinstance(v, str) for v in value))
     if origin is dict:
         return isinstance(value, dict)
-    return isinstance(value, hint) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-__all__ = ["brief", "frame_name", "prediction"]
+__all__ = ["brief", "frame_name", "map_note", "prediction"]
 
 
 class When(Protocol):
@@ -14,18 +14,25 @@ class When(Protocol):
     def fit(self) -> int: ...
     @property
     def epoch(self) -> int: ...
+    @property
+    def frozen(self) -> bool: ...
 
 
 def frame_name(frame: When, several_fits: bool = True) -> str:
-    """A frame's name: `before training`, `epoch 3`, or `fit 1 · epoch 3` in a run of several fits.
+    """A frame's name: `before training`, `epoch 4`, or `fit 2 · epoch 4` in a run of several fits.
+
+    People count from 1, files from 0. An epoch with the body of the network frozen is called so.
 
     >>> from fastai_gradcam._run.schema import Frame
     >>> frame_name(Frame(4, fit=1, epoch=3)), frame_name(Frame(0, fit=0, epoch=-1))
-    ('fit 1 · epoch 3', 'before training')
+    ('fit 2 · epoch 4', 'before training')
+    >>> frame_name(Frame(1, fit=0, epoch=0, frozen=True))
+    'fit 1 · frozen epoch 1'
     """
     if frame.epoch < 0:
         return "before training"
-    return f"fit {frame.fit} · epoch {frame.epoch}" if several_fits else f"epoch {frame.epoch}"
+    epoch = f"{'frozen ' * frame.frozen}epoch {frame.epoch + 1}"
+    return f"fit {frame.fit + 1} · {epoch}" if several_fits else epoch
 
 
 def prediction(name: Any, probability: float | None) -> str:
@@ -37,6 +44,17 @@ def prediction(name: Any, probability: float | None) -> str:
     if name is None or name == "":
         return ""
     return str(name) if probability is None or probability != probability else f"{name} {probability:.0%}"
+
+
+def map_note(target: Any, probability: float | None, pred: Any, always: bool = False) -> str:
+    """Which class a map is of, unless that is the prediction: every picture says it by this rule.
+
+    >>> map_note("dress", 0.23, "shorts"), map_note("shorts", 0.8, "shorts")
+    ('map of dress 23%', '')
+    """
+    if target is None or target == "" or (target == pred and not always):
+        return ""
+    return f"map of {prediction(target, probability)}"
 
 
 def brief(text: str, length: int = 60) -> str:

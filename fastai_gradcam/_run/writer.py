@@ -23,15 +23,15 @@ from .._version import __version__
 from .files import append_at, image_bytes, remove_unfinished, write_whole
 from .history import HEADER, rows_of, rows_text
 from .reader import RunFiles
-from .schema import SCHEMA_VERSION, Frame, grid_file, image_file, maps_file, mask_file, now
+from .schema import SCHEMA_VERSION, Frame, PanelItem, grid_file, image_file, maps_file, mask_file, now, panel_items
 
 __all__ = ["Draw", "Frame", "Writer"]
 
 # Frames that may wait for a slow disk before training waits too.
 _MOST_WAITING = 2
 
-# The grid of a frame: the frame, the panel's images and their labels → a picture.
-Draw = Callable[[Frame, Sequence[Image.Image], Sequence[str | None]], Image.Image]
+# The grid of a frame: the frame, the panel's images and their entries → a picture.
+Draw = Callable[[Frame, Sequence[Image.Image], Sequence[PanelItem]], Image.Image]
 
 
 class Writer:
@@ -64,8 +64,12 @@ class Writer:
         images: Sequence[Image.Image],
         masks: Sequence[np.ndarray | None],
         draw: Draw,
+        depth: int | None = None,
     ) -> Writer:
-        "Begin a run in the new folder `path`. Raises `FileExistsError` if it exists already."
+        """Begin a run in the new folder `path`. `depth`: how many slices each volume has, for a panel of volumes.
+
+        Raises `FileExistsError` if the folder exists already.
+        """
         path.mkdir(parents=True)
         try:
             for folder in ("panel", "frames", "maps"):
@@ -82,7 +86,8 @@ class Writer:
                 "layers": list(layers),
                 "vocab": None if vocab is None else list(vocab),
                 "panel": [
-                    _write_item(path, i, *one) for i, one in enumerate(zip(names, labels, images, masks, strict=True))
+                    _write_item(path, i, *one) | ({} if depth is None else {"depth": depth})
+                    for i, one in enumerate(zip(names, labels, images, masks, strict=True))
                 ],
                 "frames": [],
                 "versions": _versions(),
@@ -202,7 +207,7 @@ class Writer:
             arrays: dict[str, Any] = {**frame.maps}
             np.savez(stored, **arrays)
             write_whole(maps, stored.getvalue())
-            drawn = self.draw(frame, self.images, [p["label"] for p in self.info["panel"]])
+            drawn = self.draw(frame, self.images, panel_items(self.info["panel"]))
             # Level 1 takes a third of the time of the default and a tenth more space.
             write_whole(picture, image_bytes(drawn, "PNG", compress_level=1))
             self._history_bytes = append_at(self.path / "history.csv", rows_text(frame.rows), self._history_bytes)
