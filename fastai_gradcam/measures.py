@@ -53,7 +53,7 @@ MEASURES = (
     "pointing_hit",
 )
 
-# A float of one map; of several, an array of the axes before space. As numpy has it: which, the shape says.
+# A float for one map, an array for several (as in numpy reductions).
 Numbers = Any
 Space = tuple[int, ...]
 
