@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._engine.default import default_spot
+from ._engine.endings import Endings
 from ._engine.guard import undisturbed, without_checkpoints
 from ._engine.inputs import Inputs, inputs_of
 from ._engine.layers import Layer, Spot, named_layers, unwrap
@@ -23,7 +24,7 @@ from ._engine.views import noisy_copies, question_of_view, unchanged_view, views
 from ._engine.weights import weigh
 from ._errors import GradCAMTypeError
 from .methods import resolve_method
-from .targets import Target, as_question
+from .targets import Contrast, Segment, Target, as_question
 
 __all__ = ["CAMs", "explain", "gradcam"]
 
@@ -122,16 +123,20 @@ def explain(
     how = resolve_method(method)
     if reshape is not None and not callable(reshape):
         raise GradCAMTypeError(f"reshape must be a callable from a layer's output to (N, C, *space), got {reshape!r}.")
-    with torch.inference_mode(False), without_checkpoints():
+    with torch.inference_mode(False), without_checkpoints(), Endings(net) as endings:
         inputs = inputs_of(x, input)
-        scene = Scene(net, inputs, as_question(target, inputs.n, inputs.dims), reshape)
+        question = as_question(target, inputs.n, inputs.dims)
+        if not callable(target) or isinstance(target, (Contrast, Segment)):
+            question = question.before(endings.undone)
+        scene = Scene(net, inputs, question, reshape)
         if layer is None:
             scene, seen, notes = _at_the_default_layer(scene, target)
         else:
             spots = [Spot(name, module) for name, module in named_layers(net, layer)]
-            scene, seen, notes = replace(scene, spots=spots), None, []
+            scene, seen, notes = scene.at(spots), None, []
         seen = _see(scene, how) if seen is None or how.weigh else seen
         signed = _averaged_over_views(scene, how, seen)
+        notes += [endings.note] * bool(endings.note)
     several = seen.classes is not None and seen.classes.ndim == 2
     made = [torch.stack(each, 1) if several else each[0] for each in signed]
     negative = [_negative_share(m, 2 if several else 1) for m in made]
@@ -150,7 +155,7 @@ def _at_the_default_layer(scene: Scene, target: Target) -> tuple[Scene, Look | N
         classes = () if callable(of) else of
         total = partial(scene.question.total, classes=classes)
         spot, note = default_spot(scene.net, few, total, scene.reshape, of)
-        return replace(scene, spots=[spot]), [note] * bool(note)
+        return scene.at([spot]), [note] * bool(note)
 
     if callable(target):  # it may hold something for each image of the batch
         there, notes = at(scene.inputs, target)

@@ -6,6 +6,7 @@ before it is kept in memory, and no frozen body or outer `no_grad` matters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from .inputs import Inputs
 from .layers import Spot
 from .nested import map_tensors, replaced, tensors
 from .question import Question
-from .shadow import allow_gradients
+from .shadow import allow_gradients, shadow
 from .space import Reshape
 
 __all__ = ["Look", "Restart", "Scene", "look", "not_reached"]
@@ -37,6 +38,20 @@ class Scene:
 
     def space(self, spot: Spot, output: Tensor) -> Reshape:
         return space_of(self.net, spot, output, self.inputs, self.reshape)
+
+    def at(self, spots: Sequence[Spot]) -> Scene:
+        "The same at these layers. One that runs once per input is looked at in the run for the input explained."
+        inputs, images = self.inputs, self.inputs.images
+        if len(images) > 1:
+            runs = Counter[str]()
+            copy = shadow(self.net)
+            for name in {spot.name for spot in spots}:
+                copy.get_submodule(name).register_forward_hook(lambda *_, name=name: runs.update([name]))
+            with torch.no_grad():
+                inputs.run(copy)
+            run = images.index(inputs.at) if inputs.at in images else None
+            spots = [replace(s, run=run if runs[s.name] == len(images) else None) for s in spots]
+        return replace(self, spots=spots)
 
     @staticmethod
     def spot_in(net: nn.Module, spot: Spot) -> Spot:

@@ -136,3 +136,6 @@ class _Changed(Question):
     def of_variants(self, clean: Any, i: int) -> Callable[[Any], Tensor]:
         scores = self.asked.of_variants(self.change(clean), i)
         return lambda output: scores(self.change(output))
+
+    def total(self, output: Any, classes: Sequence[int] = ()) -> Tensor:
+        return self.asked.total(self.change(output), classes)

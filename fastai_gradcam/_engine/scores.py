@@ -10,26 +10,31 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from .._errors import GradCAMError, GradCAMTypeError
-from .nested import plain
+from .nested import plain, tensors
 
 __all__ = ["class_scores", "class_targets", "main_output", "predicted", "regions", "two_sided"]
 
 
 def main_output(output: Any, dims: int = 2) -> Tensor:
-    """The tensor of scores in a model's output: itself, the first of a tuple, or `logits`/`out`/the first of a mapping.
+    """The tensor of scores in a model's output: itself, `logits` or `out` of a mapping, or the only one it can be.
 
-    `dims`: the images' dimensions of space. Of signals, `dims=1`, a map of classes `(N, C, cells)` becomes
-    `(N, C, 1, cells)`, so that it is told from the `(N, boxes, 4)` of a detector of images.
+    Several tensors of one shape are one head and others beside it: the first is taken. `dims`: the images' dimensions
+    of space. For signals, `dims=1`, a map of classes `(N, C, cells)` becomes `(N, C, 1, cells)`, so that it is told
+    from the `(N, boxes, 4)` of a detector of images. Raises `GradCAMError` where several tensors might be the scores.
     """
     if isinstance(output, Tensor):
         output = plain(output)
         return output.unsqueeze(2) if dims == 1 and output.ndim == 3 else output
-    if isinstance(output, Mapping):
-        key = next((k for k in ("logits", "out") if k in output), next(iter(output), None))
-        if key is not None:
-            return main_output(output[key], dims)
-    if isinstance(output, (tuple, list)) and output:
-        return main_output(output[0], dims)
+    named = next((k for k in ("logits", "out") if isinstance(output, Mapping) and k in output), None)
+    found = tensors(output if named is None else output[named])
+    wide = [t for t in found if t.ndim == 2] or [t for t in found if t.ndim] or found
+    if len({t.shape for t in wide}) > 1:
+        raise GradCAMError(
+            f"The model returns several tensors that may be its scores, {', '.join(str(tuple(t.shape)) for t in wide)}: "
+            "say which holds them with target=, a callable such as lambda output: output[1][:, 0]."
+        )
+    if wide:
+        return main_output(wide[0], dims)
     raise GradCAMTypeError(
         f"The model's output is a {type(output).__name__}, not a tensor; pass target= a callable that takes this "
         "output and returns one score per image."

@@ -31,7 +31,7 @@ def views(x: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
     "Six views of `x` (mirrored or not, times 1, 0.9 and 1.1), the unchanged one first, each with what turns its map back."
     for back in (unchanged_view, _mirror):
         for brightness in (1, 0.9, 1.1):
-            yield back(x) * brightness, back
+            yield (back(x) * brightness).to(x.dtype), back
 
 
 def question_of_view(question: Question, back: Callable[[Tensor], Tensor], size: Sequence[int]) -> Question:
