@@ -14,12 +14,13 @@ from ._engine.default import default_spot
 from ._engine.endings import Endings
 from ._engine.guard import undisturbed, without_checkpoints
 from ._engine.inputs import Inputs, inputs_of
-from ._engine.layers import Layer, Spot, named_layers, unwrap
+from ._engine.layers import Layer, Spot, named_layers
 from ._engine.look import Look, Scene, look
 from ._engine.method import MapFunction, Method
 from ._engine.question import Question
 from ._engine.shadow import shadow
 from ._engine.space import Reshape
+from ._engine.subject import named_subject, saying_why
 from ._engine.views import noisy_copies, question_of_view, unchanged_view, views
 from ._engine.weights import weigh
 from ._errors import GradCAMTypeError
@@ -77,6 +78,7 @@ def gradcam(
     - `x`: `(N, C, *space)` on the model's device, as the model takes it (normalised); or a tuple of inputs, called as
       `model(*x)`, or a dict, called as `model(**x)`.
     - `layer`: `None` (the last with space that takes part in the score), a module, a dotted name, or a list of these.
+      With `layer=` a module that it calls, `model` may be a function.
     - `target`: `None` (each image's predicted class), an int, a LongTensor `(N,)` (one class per image) or `(N, K)`
       (K classes per image), or a callable `output -> (N,)` scores. Logits are explained, never probabilities.
     - `method`: a name in `fastai_gradcam.methods.methods`, which may end in `+noise`, `+aug` or `+eigen`; a method made
@@ -101,11 +103,8 @@ def gradcam(
     >>> cams.layers, cams.maps[0].shape
     (['0'], torch.Size([2, 16, 16]))
     """
-    if not isinstance(model, nn.Module):
-        raise GradCAMTypeError(f"model must be an nn.Module, with layers to listen to, got {type(model).__name__}.")
-    net = unwrap(model)
-    names = None if layer is None else [name for name, _ in named_layers(net, layer)]
-    with undisturbed():
+    net, names = named_subject(model, layer)
+    with undisturbed(), saying_why(net):
         return explain(shadow(net), x, layer=names, target=target, method=method, reshape=reshape, input=input)
 
 

@@ -727,7 +727,7 @@ def test_a_reshape_says_where_space_is(tiny_net):
 
 
 def test_a_model_that_is_no_module_and_a_reshape_that_is_no_callable_are_named(tiny_net, x):
-    with pytest.raises(TypeError, match=r"model must be an nn.Module, .*got function"):
+    with pytest.raises(TypeError, match=r"model must be an nn.Module, .*or a function with layer= .*got function"):
         gradcam(lambda x: x, x)
     with pytest.raises(TypeError, match=r"reshape must be a callable .*got 'nchw'"):
         gradcam(tiny_net, x, layer="2", reshape="nchw")

@@ -381,3 +381,83 @@ def test_scores_are_the_logits_of_the_classes_in_order():
     output = torch.arange(6.0).view(2, 3)
     each, classes = as_question([[2, 0], [1, 1]], 2).scores(output)
     assert [s.tolist() for s in each] == [[2, 4], [0, 4]] and classes.tolist() == [[2, 0], [1, 1]]
+
+
+# Networks that end in an activation
+
+
+def _without_and_with(net, end):
+    return net, nn.Sequential(*net, end)
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1), nn.Softmax(-1)], ids=str)
+@pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam", "hirescam+aug", "layercam+noise"])
+def test_what_stands_before_the_networks_own_activation_is_explained_and_said(tiny_net, x, end, method):
+    plain, ends = _without_and_with(tiny_net, end)
+    for target in (1, None, [[0, 3]] * 4, contrast(2)):
+        expected = gradcam(plain, x, layer="2", target=target, method=method)
+        made = gradcam(ends, x, layer="2", target=target, method=method)
+        assert torch.allclose(made.maps[0], expected.maps[0], atol=1e-6)
+        assert made.target is None or torch.equal(made.target, expected.target)
+        assert torch.equal(made.output, ends.eval()(x).detach()), "the output is the network's own"
+        assert type(end).__name__ in made.notes[0] and not expected.notes
+
+
+def test_a_sigmoid_that_is_sure_of_itself_is_explained_all_the_same(tiny_net, x):
+    with torch.no_grad():
+        tiny_net[7].bias.add_(200)
+    made = gradcam(nn.Sequential(*tiny_net, nn.Sigmoid()), x, layer="2", target=1, method=lambda A, G: G.abs().sum(1))
+    assert made.maps[0].amax((1, 2)).min() > 0
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_predicted_side_of_a_network_of_one_sigmoid_is_that_of_its_logit(tiny_net, x, flat):
+    net = nn.Sequential(*tiny_net, nn.Linear(5, 1), nn.Sigmoid(), *[nn.Flatten(0)] * flat).eval()
+    with torch.no_grad():
+        net[8].bias.sub_(net[:9](x).median())
+        expected = (net[:9](x)[:, 0] > 0).long()
+    assert gradcam(net, x).target.tolist() == expected.tolist() and 0 < expected.sum() < 4
+
+
+def test_an_activation_in_the_middle_and_a_callable_target_are_left_as_they_are(tiny_net, x):
+    gate = nn.Sequential(*tiny_net[:3], nn.Sigmoid(), *tiny_net[4:])
+    assert gradcam(gate, x, target=1).notes == []
+    ends = nn.Sequential(*tiny_net, nn.Softmax(1)).eval()
+    made = gradcam(ends, x, layer="2", target=lambda output: output[:, 1])
+    logits = gradcam(ends, x, layer="2", target=1)
+    assert not made.notes and not torch.allclose(made.maps[0], logits.maps[0])
+
+
+# Outputs of several entries
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: (y.repeat(1, 2), y),
+        lambda y: [y, y.repeat(1, 2)],
+        lambda y: {"features": y.repeat(1, 2), "scores": y},
+        lambda y: Pair(y, y.repeat(1, 2))[::-1],
+        lambda y: (y[:, :2], (y, None)),
+        lambda y: {"a": y[:, 0], "b": y[:, 0, None, None]},
+    ],
+)
+@pytest.mark.parametrize("layer", [None, "net.2"])
+def test_several_entries_that_may_be_the_scores_are_refused_with_what_to_pass(tiny_net, x, wrap, layer):
+    with pytest.raises(ValueError, match=r"several tensors that may be its scores, \(.*target=, a callable"):
+        gradcam(Says(tiny_net, wrap), x, layer=layer, target=1)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: (y[:, :, None, None].expand(-1, -1, 3, 3), y),
+        lambda y: {"map": y[:, :, None, None].expand(-1, -1, 3, 3), "scores": y},
+        lambda y: (torch.tensor(3.0), y),
+        lambda y: {"features": y.repeat(1, 2), "logits": y},
+        lambda y: (torch.arange(4), y),
+    ],
+)
+def test_the_one_entry_that_can_be_the_scores_is_found_wherever_it_stands(tiny_net, x, wrap):
+    made = gradcam(Says(tiny_net, wrap), x, layer="net.2", target=1)
+    assert torch.equal(made.maps[0], gradcam(tiny_net, x, layer="2", target=1).maps[0])

@@ -93,7 +93,9 @@ def search(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], resha
         raise NothingArrives
     found = _before_the_scores(found, output, x)
     found, note = _up_to_a_whole(found)
-    last = _without_keys_and_values(found, x)[-1]
+    while len(left := _without_keys_and_values(found, x)) < len(found):
+        found, note = _up_to_a_whole(left)
+    last = found[-1]
     # A layer after it that has no gradient now may have one on other images (a ReLU that is off here).
     after = [f for f in flows[flows.index(last) + 1 :] if f.learnable and f.grad is not None]
     lasting = all(bool(f.grad.any()) for f in after if f.grad is not None)

@@ -6,7 +6,6 @@ module keeps. So nothing has to be put back, and threads that each look at a sha
 
 from __future__ import annotations
 
-import builtins
 import copyreg
 import dis
 import re
@@ -156,7 +155,7 @@ class _Copier:
 
     def _tensor(self, obj: Tensor) -> Tensor:
         if nn.parameter.is_lazy(obj):
-            self._refuse(obj, "its size is not known before the model has run; run it on a batch first")
+            raise GradCAMError(f"{self._where()} are lazy: their sizes are known after the model has run on a batch.")
         if not isinstance(obj, nn.Parameter):
             new = obj.detach().clone()
             return new.requires_grad_() if obj.requires_grad and obj.is_leaf else new
@@ -183,14 +182,19 @@ class _Copier:
                 reduced = reduce(obj) if reduce else obj.__reduce_ex__(4)
             except Exception:
                 # Objects that refuse to be pickled may be copied by their attributes.
-                if not hasattr(obj, "__dict__") or kind.__module__ == builtins.__name__:
+                made: Any = kind.__new__
+                if not hasattr(obj, "__dict__") or made is not object.__new__:
                     raise
                 reduced = kind.__new__, (kind,), vars(obj)
             return obj if isinstance(reduced, str) else self._rebuilt(obj, *reduced)
         except (GradCAMError, RecursionError):
             raise
         except Exception as error:
-            self._refuse(obj, reason_of(error))
+            raise GradCAMError(
+                f"{self._where()} holds a {kind.__name__} that cannot be copied ({reason_of(error)}). A look is taken at a "
+                "copy of the model, so that nothing in the model changes: make the attribute one that copy.deepcopy can "
+                "copy, or leave it out of __getstate__."
+            ) from error
 
     def _rebuilt(
         self, obj: Any, make: Callable, args: tuple, state: Any = None, items: Any = None, pairs: Any = None
@@ -205,7 +209,8 @@ class _Copier:
                 new.__setstate__(state)
             else:
                 attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-                vars(new).update(attributes or {})
+                if attributes:
+                    vars(new).update(attributes)
                 for key, value in (slots or {}).items():
                     setattr(new, key, value)
         for item in items or ():
@@ -220,17 +225,11 @@ class _Copier:
         self.trail.pop()
         return new
 
-    def _refuse(self, obj: Any, reason: str) -> None:
-        where = "The object"
+    def _where(self) -> str:
         for owner, key in reversed(self.trail):
             if isinstance(owner, nn.Module):
-                where = f"{key!r} of module {self.names.get(owner) or 'model'!r} ({type(owner).__name__})"
-                break
-        raise GradCAMError(
-            f"{where} holds a {type(obj).__name__} that cannot be copied ({reason}). A look is taken at a copy of the "
-            "model, so that nothing in the model changes: make the attribute one that copy.deepcopy can copy, or leave "
-            "it out of __getstate__."
-        )
+                return f"{key!r} of module {self.names.get(owner) or 'model'!r} ({type(owner).__name__})"
+        return "The object"
 
 
 _BY_TYPE: dict[type, Callable[[_Copier, Any], Any]] = {
