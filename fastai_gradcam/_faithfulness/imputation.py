@@ -18,13 +18,11 @@ UNKNOWN = 0.5
 # Two rounds in float32, each to this share of the error, with the remainder taken in float64 between them.
 ROUNDS = (3e-4, 1e-4)
 MOST_STEPS = 500
-# How much of a Jacobi step is taken: smooths best for this stencil.
-RELAXATION = 0.85
 COARSEST = 16  # cells: a grid below this height or width has none below it
 # A coarser grid is worth its time where it holds this share of the missing pixels: of scattered ones it holds few.
 WORTH = 0.2
 # Values that are solved together: on a CPU they have to stay in its cache.
-TOGETHER = {"cpu": 4 * 3 * 224 * 224, "cuda": 128 * 3 * 224 * 224}
+TOGETHER = {"cpu": 2 * 3 * 224 * 224, "cuda": 128 * 3 * 224 * 224}
 
 
 def impute(x: Tensor, missing: Tensor, noise: float = 0.01, seed: int = 0) -> Tensor:
@@ -78,8 +76,8 @@ class _Level:
     """The equation of one resolution, all factors times 12 and zero where a pixel is known.
 
     Images are stored `(n, C, cells)` with a border of one cell all around, so that a neighbour is a shift of the flat
-    memory. `diagonal`: a missing cell's sum of weights, plus the 4 by which `_add_neighbours` exceeds it. `relax`: a
-    Jacobi step's factor. Where a cell is known, residuals hold anything: `relax` keeps it out.
+    memory. `diagonal`: a missing cell's sum of weights, plus the 4 by which `_add_neighbours` exceeds it. `relax`: the
+    factor of a Jacobi step. Where a cell is known, residuals hold anything: `relax` keeps it out.
     """
 
     shape: tuple[int, int]
@@ -118,7 +116,7 @@ def _levels(missing: Tensor, inside: Tensor) -> list[_Level]:
         shape = (missing.shape[2] + 2, missing.shape[3] + 2)
         counted = F.pad(inside, (1, 1, 1, 1)).flatten(2)
         weights = _add_neighbours(torch.zeros_like(counted), counted, shape[1]) * bordered
-        relax = RELAXATION * bordered / (weights - 4 * bordered).clamp(min=1)
+        relax = bordered / (weights - 4 * bordered).clamp(min=1)
         found.append(_Level(shape, weights, relax))
         if missing.shape[2] % 2 or missing.shape[3] % 2 or min(missing.shape[2:]) < COARSEST:
             return found
