@@ -55,7 +55,7 @@ PAGES = [
         "Is a map any good?",
         "faithfulness",
         """road impute deletion insertion average_drop increase win energy_pointing pointing_hit randomisation random_logit
-        baseline interval Scores""".split(),
+        baseline interval check Scores""".split(),
     ),
     ("Loggers", "loggers", ["TensorBoardLogger", "WandbLogger"]),
     ("The embedded fish", "demo", ["make_fish", "fish_items", "fish_label", "fish_mask", "scratch_learner"]),

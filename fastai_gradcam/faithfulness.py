@@ -12,6 +12,7 @@ nothing or everything; for `energy_pointing` and `pointing_hit` NaN where it is 
 """
 
 from ._faithfulness.baselines import baseline, baselines
+from ._faithfulness.check import check
 from ._faithfulness.common import Metric, Scores, metrics, register
 from ._faithfulness.curves import deletion, insertion
 from ._faithfulness.imputation import impute
@@ -28,6 +29,7 @@ __all__ = [
     "average_drop",
     "baseline",
     "baselines",
+    "check",
     "deletion",
     "energy_pointing",
     "impute",

@@ -10,6 +10,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ._errors import GradCAMError, GradCAMTypeError
+from ._fastai import check  # noqa: F401  (learn.gradcam_check)
 from ._fastai.cams import CAM, CAMList
 from ._fastai.explain import BOTH, Seen, explain, resolve_layer, see, see_item
 from ._fastai.items import item_name

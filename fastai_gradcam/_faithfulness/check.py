@@ -1,0 +1,218 @@
+"""The table behind `learn.gradcam_check`: methods and layers beside baselines, with intervals, and a sentence."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import GradCAMError, one_of
+from ..cam import gradcam
+from ..methods import Method, resolve_method
+from .baselines import baseline, baselines
+from .common import Classes, Probability, asking, given
+from .common import metrics as registry
+from .intervals import Interval, interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FEWEST", "LEAST", "check"]
+
+# What is smaller is no difference, in units of probability: networks that have learned nothing differ by less.
+LEAST = 0.01
+# With fewer images the bootstrap's intervals are too narrow to be trusted.
+FEWEST = 30
+METRICS = ("road", "deletion", "insertion")
+# A quarter of the papers' steps: the table is about differences between maps of the same images.
+SHORTER: dict[str, dict[str, Any]] = {
+    "road": {"shares": (0.1, 0.3, 0.5, 0.7)},
+    "deletion": {"steps": 14},
+    "insertion": {"steps": 14},
+}
+# A map of ones is a baseline of drop and increase only: for an order of pixels it is the random one.
+RIVALS = ("random", "centre", "edges", "another")
+_WORDS = {
+    "random": "a random map",
+    "centre": "a centre blob",
+    "edges": "the image's edges",
+    "another": "another image's map",
+    "ones": "a map of ones",
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    method: str
+    layer: str
+    metric: str
+    baseline: str
+    score: Interval
+    rival: float
+    difference: Interval
+
+    @property
+    def verdict(self) -> str:
+        if self.difference.images < FEWEST:
+            return "undecided"
+        if self.difference.low > LEAST:
+            return "better"
+        return "no better" if self.difference.high <= LEAST else "undecided"
+
+
+def check(
+    model: nn.Module,
+    x: Tensor,
+    target: Classes = None,
+    *,
+    methods: Sequence[Any] = ("gradcam",),
+    layers: Sequence[str | nn.Module | None] = (None,),
+    metrics: Sequence[str] | None = None,
+    masks: Tensor | None = None,
+    mean: Any = None,
+    std: Any = None,
+    seed: int = 0,
+    batch: int = 32,
+    probability: Probability | None = None,
+) -> pd.DataFrame:
+    """Methods and layers beside baselines, on the images `x`: a row per method, layer, metric and baseline.
+
+    `x`: `(N, C, H, W)`; `target`: LongTensor `(N,)`, `None` for the predicted classes. `methods`, `layers`: as `method=`
+    and `layer=` of `gradcam`, each several. `metrics`: names, default `("road", "deletion", "insertion")` with a part of
+    their steps; the first one gives the verdict. `masks`: bool `(N, H, W)`, for `energy_pointing` and `pointing_hit`.
+    `mean`, `std`: from pixels to `x`.
+
+    Columns: `method, layer, metric, images, score, low, high`, the mean with its 95 % bootstrap interval over images;
+    `baseline, baseline_score`; `difference, difference_low, difference_high`, paired, positive where the map is the
+    better one; `verdict`: `"better"` where the whole interval is above 0.01, `"no better"` where none of it is;
+    else, and with fewer than 30 images, `"undecided"`. `.attrs["verdict"]`: sentences for a person. Raises `GradCAMError` for
+    names that do not exist.
+    """
+    use = list(METRICS if metrics is None else metrics)
+    for name in use:
+        if name not in registry or registry[name].explains:
+            raise GradCAMError(one_of("metric", name, [n for n, m in registry.items() if not m.explains]))
+        if registry[name].masks and masks is None:
+            raise GradCAMError(f"Metric {name!r} needs masks of the objects.")
+    if not use or not methods or not layers:
+        raise GradCAMError("A check needs at least one method, one layer and one metric.")
+    with asking(model, batch, probability) as ask:
+        asked = given(x, torch.zeros(len(x), *[1] * (x.ndim - 2)), target, ask)
+    how = {"mean": mean, "std": std, "seed": seed, "batch": batch, "probability": probability}
+    known: dict[tuple, Tensor] = {}
+
+    def scores(metric: str, maps: Tensor, of: tuple) -> Tensor:
+        key = (metric, *of)
+        if key not in known:
+            known[key] = _scores(metric, model, asked.x, maps, asked.target, masks, how)
+        return known[key]
+
+    rows = []
+    for way in map(resolve_method, methods):
+        method = way.name
+        for layer, maps in _maps(model, asked.x, asked.target, way, layers, batch):
+            for metric in use:
+                own = scores(metric, maps, (method, layer))
+                for name in baselines:
+                    # A baseline that does not look at the map is the same for all maps of its size.
+                    of = (name, method, layer) if name == "another" else (name, maps.shape)
+                    rival = scores(metric, baseline(name, asked.x, maps, seed), of)
+                    rows.append(_row(method, layer, metric, name, own, rival, seed))
+    frame = _frame(rows)
+    frame.attrs["verdict"] = _sentences([r for r in rows if r.metric == use[0]], known, use[0], len(x), seed)
+    return frame
+
+
+def _maps(
+    model: nn.Module, x: Tensor, target: Tensor, method: Method, layers: Sequence[Any], batch: int
+) -> list[tuple[str, Tensor]]:
+    names = [gradcam(model, x[:2], layer=layer, target=target[:2]).layers[0] for layer in layers]
+    made = [
+        gradcam(model, a, layer=names, target=t, method=method).maps
+        for a, t in zip(x.split(batch), target.split(batch), strict=True)
+    ]
+    return [(name, torch.cat(parts)) for name, parts in zip(names, zip(*made, strict=True), strict=True)]
+
+
+def _scores(metric: str, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor, masks: Any, how: dict) -> Tensor:
+    if registry[metric].masks:
+        return registry[metric].function(model, x, maps, target, masks)
+    taken = inspect.signature(registry[metric].function).parameters
+    fits = {name: value for name, value in how.items() if name in taken}
+    return registry[metric].function(model, x, maps, target, **fits, **SHORTER.get(metric, {}))
+
+
+def _row(method: str, layer: str, metric: str, name: str, own: Tensor, rival: Tensor, seed: int) -> _Row:
+    sign = registry[metric].better
+    return _Row(
+        method, layer, metric, name, interval(own, seed=seed), interval(rival, draws=1).mean,
+        interval(sign * own, sign * rival, seed=seed),
+    )  # fmt: skip
+
+
+def _frame(rows: list[_Row]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                **{"method": r.method, "layer": r.layer, "metric": r.metric, "images": r.score.images},
+                **{"score": r.score.mean, "low": r.score.low, "high": r.score.high},
+                **{"baseline": r.baseline, "baseline_score": r.rival, "difference": r.difference.mean},
+                **{"difference_low": r.difference.low, "difference_high": r.difference.high, "verdict": r.verdict},
+            }
+            for r in rows
+        ]
+    )
+
+
+# --- in words
+
+
+def _sentences(rows: list[_Row], known: dict[tuple, Tensor], metric: str, images: int, seed: int) -> str:
+    if images < FEWEST:
+        return f"{images} images are too few for a verdict: take {FEWEST} or more, 100 if there are as many."
+    placed: dict[tuple[str, str], list[_Row]] = {}
+    for row in rows:
+        if row.baseline in RIVALS or metric in ("average_drop", "increase"):
+            placed.setdefault((row.method, row.layer), []).append(row)
+    said = [_sentence(method, layer, of) for (method, layer), of in placed.items()]
+    if len(placed) > 1:
+        said.append(_best(list(placed), known, metric, seed))
+    return f"By {metric} on {images} images: " + " ".join(said)
+
+
+def _sentence(method: str, layer: str, rows: list[_Row]) -> str:
+    where = f"at layer {layer!r} {method} is"
+    answered = [r for r in rows if math.isfinite(r.difference.mean)]
+    if not answered:
+        return f"{where} without an answer: its maps are not finite."
+    hardest = min(answered, key=lambda r: r.difference.mean)
+    d = hardest.difference
+    numbers = f"difference {d.mean:+.3f}, 95 % interval {d.low:+.3f} to {d.high:+.3f}"
+    if all(r.verdict == "better" for r in answered):
+        return f"{where} better than all baselines; the nearest is {_WORDS[hardest.baseline]} ({numbers})."
+    lost = [r for r in answered if r.verdict == "no better"]
+    if lost:
+        worst = min(lost, key=lambda r: r.difference.mean).difference
+        numbers = f"difference {worst.mean:+.3f}, 95 % interval {worst.low:+.3f} to {worst.high:+.3f}"
+        names = [_WORDS[r.baseline] for r in sorted(lost, key=lambda r: r.difference.mean)]
+        return f"{where} no better than {' or '.join(names)} ({numbers})."
+    return f"{where} not told from {_WORDS[hardest.baseline]} by so few images ({numbers})."
+
+
+def _best(pairs: list[tuple[str, str]], known: dict[tuple, Tensor], metric: str, seed: int) -> str:
+    sign = registry[metric].better
+    ranked = sorted(pairs, key=lambda pair: -sign * interval(known[(metric, *pair)], draws=1).mean)
+    (method, layer), (second, its) = ranked[:2]
+    lead = interval(sign * known[metric, method, layer], sign * known[metric, second, its], seed=seed)
+    sure = "which is" if lead.low > 0 else "which is not"
+    return (
+        f"The best is {method} at layer {layer!r}, ahead of {second} at layer {its!r} by {lead.mean:.3f}, {sure} more "
+        f"than chance (95 % interval {lead.low:+.3f} to {lead.high:+.3f})."
+    )

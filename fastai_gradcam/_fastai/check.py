@@ -1,0 +1,96 @@
+"""`learn.gradcam_check()`: whether a learner's maps say more than a blob in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from fastai.data.transforms import Normalize
+from fastai.learner import Learner
+from fastcore.basics import patch
+from torch import Tensor
+
+from .._engine.guard import unchanged
+from .._engine.layers import unwrap
+from .._errors import GradCAMError, GradCAMTypeError
+from .._faithfulness.common import Probability
+from .._watch.nested import on_device_of
+from .._watch.tasks import as_list
+from ..faithfulness import check
+from .explain import resolve_layer
+from .masks import Masks
+from .panel import build_panel
+from .tasks import task_of
+
+__all__: list[str] = []
+
+
+@patch
+def gradcam_check(
+    self: Learner,
+    items: Sequence | None = None,
+    methods: str | Sequence[str] = ("gradcam",),
+    metrics: str | Sequence[str] | None = None,
+    n: int = 100,
+    layer: Any = None,
+    seed: int = 12345,
+    masks: Masks = None,
+) -> Any:
+    """Whether the maps say more than a blob in the middle: a DataFrame, and its `.attrs["verdict"]` in words.
+
+    - `items`: indices into the validation set, or items as the data source has them; default: `n` of the validation
+      images, spread over the classes by `seed`. The class explained is the predicted one.
+    - `methods`: names in `fastai_gradcam.methods.methods`; `layer`: as in `learn.gradcam`, a list for several.
+    - `metrics`: names in `fastai_gradcam.faithfulness.metrics`; default `road`, `deletion`, `insertion`. The verdict is by
+      the first. `masks`: as in `GradCAMCallback`, for `energy_pointing` and `pointing_hit`.
+
+    A row for each method × layer × metric × baseline: `method, layer, metric, images, score, low, high, baseline,
+    baseline_score, difference, difference_low, difference_high, verdict`. Scores are means over images with 95 %
+    bootstrap intervals; `difference` is paired and positive where the map is better than the baseline. `verdict`:
+    `"better"`, `"no better"` or `"undecided"`; fewer than 30 images are always undecided. Changes nothing about the
+    learner. Costs about 200 forward passes per image, method and layer. Raises `GradCAMError` for names that do not
+    exist and for a learner that does not classify images.
+    """
+    task = task_of(self.dls, self.loss_func)
+    if task.kind != "category":
+        raise GradCAMTypeError(f"gradcam_check asks for the predicted class; this learner's task is {task.kind!r}.")
+    valid = getattr(self.dls, "valid_ds", None)
+    count = n if items is not None or valid is None else min(n, len(valid) or n)
+    model = unwrap(self.model)
+    layers = [None] if layer is None else resolve_layer(self, layer)
+    with unchanged(model):
+        # Making a loader draws random numbers, and transforms may.
+        panel = build_panel(self, count, items, seed, masks)
+        x = on_device_of(model, panel.x)
+        if not isinstance(x, Tensor) or x.ndim != 4:
+            raise GradCAMError("gradcam_check is for models of one image (C, H, W) at a time.")
+        mean, std = _normalisation(self.dls)
+        found = panel.masks if masks is not None else None
+        return check(
+            model,
+            x,
+            methods=[methods] if isinstance(methods, str) else as_list(methods) or [],
+            layers=layers,
+            metrics=[metrics] if isinstance(metrics, str) else metrics,
+            masks=None if found is None else _stacked(found, x),
+            mean=mean,
+            std=std,
+            seed=seed,
+            probability=cast(Probability, task.probabilities),
+        )
+
+
+def _normalisation(dls: Any) -> tuple[Any, Any]:
+    "The mean and standard deviation by which the data pipeline normalises, `None` where it does not."
+    for transform in getattr(getattr(dls, "after_batch", None), "fs", []):
+        if isinstance(transform, Normalize):
+            return transform.mean.detach().flatten().tolist(), transform.std.detach().flatten().tolist()
+    return None, None
+
+
+def _stacked(masks: Sequence[Any], x: Tensor) -> Tensor:
+    "An image without a mask has an empty one: no answer."
+    return torch.stack(
+        [torch.zeros(x.shape[2:], dtype=torch.bool) if m is None else torch.as_tensor(m).bool() for m in masks]
+    )
