@@ -29,7 +29,8 @@ PAGES = [
     (
         "In a notebook",
         "learner",
-        ["Learner.gradcam", "Learner.show_gradcam", "ClassificationInterpretation.plot_top_gradcams", "CAM", "CAMList"],
+        """Learner.gradcam Learner.show_gradcam Learner.gradcam_check ClassificationInterpretation.plot_top_gradcams
+        CAM CAMList""".split(),
     ),
     ("In your own loop", "watch", ["Watch"]),
     ("Plain PyTorch", "cam", ["gradcam", "CAMs"]),

@@ -92,6 +92,16 @@ def check(
     better one; `verdict`: `"better"` where the whole interval is above 0.01, `"no better"` where none of it is;
     else, and with fewer than 30 images, `"undecided"`. `.attrs["verdict"]`: sentences for a person. Raises `GradCAMError` for
     names that do not exist.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam.faithfulness import check
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 2))
+    >>> table = check(model, torch.rand(4, 3, 16, 16), metrics=["insertion"])
+    >>> list(table.baseline)
+    ['random', 'centre', 'edges', 'another', 'ones']
+    >>> print(table.attrs["verdict"])
+    4 images are too few for a verdict: take 30 or more, 100 if there are as many.
     """
     use = list(METRICS if metrics is None else metrics)
     for name in use:

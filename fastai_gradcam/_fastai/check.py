@@ -51,6 +51,15 @@ def gradcam_check(
     `"better"`, `"no better"` or `"undecided"`; fewer than 30 images are always undecided. Changes nothing about the
     learner. Costs about 200 forward passes per image, method and layer. Raises `GradCAMError` for names that do not
     exist and for a learner that does not classify images.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path)
+    >>> table = learn.gradcam_check(n=2, metrics="average_drop", layer=[6, 7])
+    >>> sorted(set(table.layer)), table.attrs["verdict"][:18]
+    (['0.6', '0.7'], '2 images are too f')
     """
     task = task_of(self.dls, self.loss_func)
     if task.kind != "category":
