@@ -2,6 +2,7 @@
 
     python benchmarks/models.py                  # prints the table and writes it into docs/models.md
     python benchmarks/models.py --only vit       # the rows whose name contains a word, printed only
+    python benchmarks/models.py --timm-families  # one small network of each family in timm, printed only
 
 Random weights, three classes, two small images each; no network. Needs torchvision, timm and captum. What is expected of
 a row (the layer, how its output is laid out, the map's size) was written by hand from the models' code.
@@ -382,9 +383,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose name contains this word")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--timm-families", action="store_true", help="one small network of each family in timm instead")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
+    if args.timm_families:
+        import timm_families
+
+        return min(1, timm_families.main(args.only))
     found: list[tuple[Row, Found | Exception]] = []
     for row in rows():
         if args.only not in row.name:

@@ -47,17 +47,12 @@ methods: dict[str, Method] = {}
 def register(name: str, **how: Any) -> Callable[[MapFunction], MapFunction]:
     """Decorator: make `parts(A, G)` available as `method=name`; `how`: other fields of `Method`.
 
-    >>> import torch
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    >>> from fastai_gradcam import gradcam
     >>> from fastai_gradcam.methods import methods, register
     >>> @register("absolute")
     ... def absolute(A, G):
     ...     return (A * G).abs()
-    >>> bool((gradcam(model, torch.randn(2, 3, 9, 9), method="absolute").maps[0] > 0).all())
-    True
-    >>> del methods["absolute"]
+    >>> methods.pop("absolute").name
+    'absolute'
     """
 
     def add(parts: MapFunction) -> MapFunction:
@@ -70,20 +65,15 @@ def register(name: str, **how: Any) -> Callable[[MapFunction], MapFunction]:
 def register_weights(name: str) -> Callable[[WeightFunction], WeightFunction]:
     """Decorator: make `weigh(A, probe)`, which needs no gradient, available as `method=name`.
 
-    `A`: one image's activations `(C, *space)`. `probe` (see `fastai_gradcam._engine.weights`) tells what the K scores become
-    when the image or its activations are changed. The result is `(K, C)`, the map ReLU(Σ_k w_k A_k).
+    `A`: one image's activations `(C, *space)`. `probe` answers what the K scores become when the image or its activations
+    change (`_engine/weights.py`). The result is `(K, C)`; the map is ReLU(Σ_k w_k A_k).
 
-    >>> import torch
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    >>> from fastai_gradcam import gradcam
     >>> from fastai_gradcam.methods import methods, register_weights
     >>> @register_weights("meancam")
     ... def meancam(A, probe):
     ...     return A.flatten(1).mean(1).expand(len(probe.base), -1)
-    >>> gradcam(model, torch.randn(2, 3, 9, 9), method="meancam").maps[0].shape
-    torch.Size([2, 4, 4])
-    >>> del methods["meancam"]
+    >>> methods.pop("meancam").name
+    'meancam'
     """
 
     def add(weigh: WeightFunction) -> WeightFunction:
@@ -97,7 +87,7 @@ def resolve_method(method: str | Method | MapFunction) -> Method:
     """The `Method` that `method` names, or a wrapper around the caller's own function.
 
     A name may end in `+noise`, `+aug` and `+eigen`: `smoothed`, `augmented`, `eigen` with their defaults. A callable's
-    map is taken as it is, without a ReLU. Raises `ValueError` for an unknown name, with the nearest.
+    map is taken as it is, without a ReLU. Raises `GradCAMError` for an unknown name, with the nearest.
 
     >>> from fastai_gradcam.methods import resolve_method
     >>> resolve_method("layercam+aug").name
@@ -125,27 +115,21 @@ def resolve_method(method: str | Method | MapFunction) -> Method:
     )
 
 
-# Options of any method
+# --- options of any method
 
 
 def smoothed(method: str | Method | MapFunction, noise: float = 0.15, n: int = 8) -> Method:
     """`method` with the gradients averaged over `n` noisy copies of the image, and the activations of the clean one.
 
     `noise`: standard deviation of the Gaussian noise, as a share of the image's range of values. The noise is the same
-    in every call. Of `gradcam++` the second and third derivatives are averaged, too: that is Smooth Grad-CAM++, the
-    method `"smoothgradcam++"`. Of a method without gradients the weights are. Costs `n` more passes of the method.
+    in every call. For `gradcam++` the second and third derivatives are averaged, too: that is Smooth Grad-CAM++, the
+    method `"smoothgradcam++"`. For a method without gradients the weights are averaged. Costs `n` more passes.
 
     Smilkov et al. 2017, SmoothGrad, eq. 1; Omeiza et al. 2019, Smooth Grad-CAM++.
 
-    >>> import torch
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    >>> from fastai_gradcam import gradcam
     >>> from fastai_gradcam.methods import smoothed
-    >>> gradcam(model, torch.randn(2, 3, 9, 9), method=smoothed("gradcam", noise=0.3, n=4)).maps[0].shape
-    torch.Size([2, 4, 4])
-    >>> smoothed("gradcam").name
-    'gradcam+noise'
+    >>> smoothed("gradcam", n=4).name
+    'gradcam+noise(0.15, 4)'
     """
     numbers = (
         isinstance(noise, (int, float)) and isinstance(n, int) and not any(isinstance(v, bool) for v in (noise, n))
@@ -162,19 +146,13 @@ def smoothed(method: str | Method | MapFunction, noise: float = 0.15, n: int = 8
 def augmented(method: str | Method | MapFunction) -> Method:
     """`method` averaged over six views: the image and its mirror image, each at 1, 0.9 and 1.1 times its values.
 
-    The maps are averaged in units of the score and before the ReLU, each turned back. So are outputs that have the
-    images' space, before they are scored: a segmentation's region or a mask is that of the image. After `aug_smooth`
-    of pytorch-grad-cam, which averages maps that are scaled to 0…1 one by one. Costs five more passes of the method.
+    The maps are averaged in units of the score and before the ReLU, each turned back. Outputs that have the images'
+    space are turned back before they are scored: a segmentation's region or a mask is that of the image. After
+    `aug_smooth` of pytorch-grad-cam, which averages maps that are scaled to 0…1 one by one. Costs five more passes.
 
-    >>> import torch
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    >>> from fastai_gradcam import gradcam
     >>> from fastai_gradcam.methods import augmented
-    >>> x = torch.randn(2, 3, 9, 9)
-    >>> maps, mirrored = (gradcam(model, view, method=augmented("gradcam")).maps[0] for view in (x, x.flip(-1)))
-    >>> torch.allclose(maps, mirrored.flip(-1), atol=1e-6)
-    True
+    >>> augmented("layercam").name
+    'layercam+aug'
     """
     method = resolve_method(method)
     return replace(method, name=f"{method.name}+aug", augment=True)
@@ -183,18 +161,12 @@ def augmented(method: str | Method | MapFunction) -> Method:
 def eigen(method: str | Method | MapFunction) -> Method:
     """`method` with the first principal component of its channels' contributions in place of their sum.
 
-    Smooths: what only a few channels see is left out. `eigen("hirescam")` is EigenGradCAM. After `eigen_smooth` of
+    Smooths: contributions of only a few channels are left out. `eigen("hirescam")` is EigenGradCAM. After `eigen_smooth` of
     pytorch-grad-cam; the component and its sign are those of Eigen-CAM, see `eigencam`.
 
-    >>> import torch
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    >>> from fastai_gradcam import gradcam
     >>> from fastai_gradcam.methods import eigen
-    >>> x = torch.randn(2, 3, 9, 9)
-    >>> one, other = (gradcam(model, x, method=method).maps[0] for method in (eigen("hirescam"), "eigengradcam"))
-    >>> torch.equal(one, other)
-    True
+    >>> eigen("hirescam").name
+    'hirescam+eigen'
     """
     method = resolve_method(method)
     return replace(method, name=f"{method.name}+eigen", collect=_first_component)
@@ -203,7 +175,7 @@ def eigen(method: str | Method | MapFunction) -> Method:
 _options: dict[str, Callable[[str], Method]] = {"noise": smoothed, "aug": augmented, "eigen": eigen}
 
 
-# With gradients
+# --- with gradients
 
 
 def _over_space(x: Tensor) -> tuple[int, ...]:
@@ -303,7 +275,7 @@ def eigengradcam(A: Tensor, G: Tensor) -> Tensor:
 methods["smoothgradcam++"] = replace(smoothed("gradcam++"), name="smoothgradcam++")
 
 
-# Without gradients
+# --- without gradients
 
 
 @register_weights("scorecam")

@@ -1,0 +1,194 @@
+"""One small network of each family in timm: is the default layer a place to explain? `models.py --timm-families`.
+
+For each family (a module of timm) the smallest of a few small models, random weights, parameters that start at zero
+drawn anew; at its own input size, and at 299 × 331 where it takes that. Asked of each: does the layer have space, does it
+take part in the score, is the map finite and not empty, does it agree with captum there, and does the map change where
+the image does. Families whose network is not built within 30 seconds are left out.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastai_gradcam import GradCAMError, gradcam
+from fastai_gradcam._engine.default import space_of
+from fastai_gradcam._engine.inputs import inputs_of
+from fastai_gradcam._engine.layers import Spot
+from fastai_gradcam.targets import class_scores, main_output
+
+SECONDS = 30
+CLASSES = 3
+_SMALL = "test_ atto femto pico nano xxs xxt _xs _t tiny _mini small _s _05 050 _18 10t 14 lite b0 b_ base".split()
+
+
+class TooSlow(Exception):
+    "Building or looking took too long."
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    def give_up(*_: Any) -> None:
+        raise TooSlow(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def families() -> dict[str, str]:
+    "A small model of each family."
+    import timm
+
+    found = {}
+    for family in sorted(timm.list_modules()):
+        names = [n for n in timm.list_models(module=family) if not n.startswith("test_")]
+        likely = sorted(names, key=lambda n: next((i for i, word in enumerate(_SMALL) if word in n), len(_SMALL)))[:5]
+        sizes = {}
+        for name in likely:
+            try:
+                with within(SECONDS), torch.device("meta"):
+                    sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
+            except Exception:
+                sizes[name] = sys.maxsize
+        if sizes:
+            found[family] = min(sizes, key=lambda name: sizes[name])
+    return found
+
+
+def built(name: str, **kwargs: Any) -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    with within(SECONDS):
+        model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **kwargs).eval()
+    for p in model.parameters():
+        if not p.any() and p.ndim > 1:
+            nn.init.normal_(p, std=0.02)
+    return model
+
+
+def look(model: nn.Module, size: tuple[int, ...]) -> tuple[str, str, list[str]]:
+    "The layer, its map's size, and what is wrong."
+    x = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
+    made = gradcam(model, x, target=[list(range(CLASSES))] * 2)
+    maps, name = made.maps[0], made.layers[0]
+    wrong = [note.split(":")[0] for note in made.notes]
+    if maps[0, 0].numel() < 2:
+        wrong.append("no space")
+    if not bool(maps.isfinite().all()):
+        wrong.append("not finite")
+    if not bool(maps.flatten(2).gt(0).any(2).any(1).all()):
+        wrong.append("empty")
+    theirs, taking_part = _captum(model, name, x)
+    if not taking_part:
+        wrong.append("takes no part in the score")
+    if theirs.shape != maps.shape:
+        wrong.append(f"captum's map has shape {tuple(theirs.shape)}")
+    else:
+        off = float((maps - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+        if off > 1e-3:
+            wrong.append(f"captum: {off:.1%} off")
+    if not _follows(model, name, x):
+        wrong.append("the map does not change where the image does")
+    return name, "×".join(map(str, maps.shape[2:])), wrong
+
+
+def _captum(model: nn.Module, name: str, x: Tensor) -> tuple[Tensor, bool]:
+    from captum._utils.gradient import compute_layer_gradients_and_eval
+
+    module, maps, part = model.get_submodule(name), [], False
+    for c in range(CLASSES):
+        G, A = (
+            t[0].detach().float()
+            for t in compute_layer_gradients_and_eval(lambda x: class_scores(main_output(model(x))), module, x, c)
+        )
+        part = part or bool(G.any())
+        to_space = space_of(model, Spot(name, module), A, inputs_of(x), None)
+        G, A = to_space(G), to_space(A)
+        maps.append((G.flatten(2).mean(2)[..., None, None] * A).sum(1).relu())
+    return torch.stack(maps, 1), part
+
+
+def _follows(model: nn.Module, name: str, x: Tensor) -> bool:
+    "Whether the layer changes most in the quarter of the image that was changed, on average over the four."
+    h, w = x.shape[2] // 2, x.shape[3] // 2
+    seen: dict[str, Tensor] = {}
+
+    def keep(A: Tensor, G: Tensor) -> Tensor:
+        seen["A"] = A
+        return A.sum(1)
+
+    gradcam(model, x[:1], layer=name, target=0, method=keep)
+    before, hits = seen["A"], 0
+    for rows, columns in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        changed = x[:1].clone()
+        part = changed[..., rows * h : rows * h + h, columns * w : columns * w + w]
+        part += torch.randn(part.shape, generator=torch.Generator().manual_seed(2))
+        gradcam(model, changed, layer=name, target=0, method=keep)
+        moved = (seen["A"] - before).norm(dim=1)[0]
+        i, j = moved.shape[0] / 2, moved.shape[1] / 2
+        quarters = {
+            (r, c): moved[int(r * i) : int(r * i + i + 0.5), int(c * j) : int(c * j + j + 0.5)].mean()
+            for r in (0, 1)
+            for c in (0, 1)
+        }
+        hits += max(quarters, key=lambda q: float(quarters[q])) == (rows, columns)
+    return hits >= 3 or min(before.shape[2:]) < 2
+
+
+def main(only: str = "") -> int:
+    lines = ["| family | model | input | default layer | map | |", "|---|---|---|---|---|---|"]
+    bad = 0
+    for family, name in families().items():
+        if only not in family:
+            continue
+        began = time.perf_counter()
+        try:
+            model = built(name)
+        except Exception as error:
+            print(f"{family}: {name} left out: {type(error).__name__}: {str(error)[:80]}", file=sys.stderr, flush=True)
+            continue
+        config = model.default_cfg
+        own = tuple(config["input_size"])
+        own = own if config.get("fixed_input_size") else (own[0], min(own[1], 256), min(own[2], 256))
+        for size in (own, (own[0], 299, 331)):
+            try:
+                if size != own:
+                    with torch.no_grad(), within(SECONDS):
+                        model(torch.randn(1, *size))
+            except Exception:
+                continue  # the network itself does not take this size
+            try:
+                with within(10 * SECONDS):
+                    layer, space, wrong = look(model, size)
+            except (GradCAMError, TooSlow) as error:
+                layer, space, wrong = "", "", [" ".join(str(error).split())[:160]]
+            except Exception as error:
+                layer, space, wrong = "", "", [f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"]
+            bad += bool(wrong)
+            where = f"`{layer}`" if layer else ""
+            lines.append(
+                f"| {family} | {name} | {'×'.join(map(str, size))} | {where} | {space} | {'; '.join(wrong) or 'yes'} |"
+            )
+            print(lines[-1], f"{time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        del model
+        gc.collect()
+    print("\n".join(lines))
+    return bad
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))
