@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastai_gradcam import gradcam
-from fastai_gradcam._engine.layers import unwrap
+from fastai_gradcam._net.layers import unwrap
 from fastai_gradcam.targets import class_scores, main_output
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "models.md"

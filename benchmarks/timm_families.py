@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fastai_gradcam import GradCAMError, gradcam
-from fastai_gradcam._engine.default import space_of
-from fastai_gradcam._engine.inputs import inputs_of
-from fastai_gradcam._engine.layers import Spot
+from fastai_gradcam._net.inputs import inputs_of
+from fastai_gradcam._net.layers import Spot
+from fastai_gradcam._search.default import space_of
 from fastai_gradcam.targets import class_scores, main_output
 
 SECONDS = 30

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._engine.default import default_spot
 from ._engine.endings import Endings
-from ._engine.guard import undisturbed, without_checkpoints
-from ._engine.inputs import Inputs, inputs_of
-from ._engine.layers import Layer, Spot, named_layers
 from ._engine.look import Look, Scene, look
 from ._engine.method import MapFunction, Method
 from ._engine.question import Question
-from ._engine.shadow import shadow
-from ._engine.space import Reshape
-from ._engine.subject import named_subject, saying_why
 from ._engine.views import noisy_copies, question_of_view, unchanged_view, views
 from ._engine.weights import weigh
 from ._errors import GradCAMTypeError
+from ._net.guard import undisturbed, without_checkpoints
+from ._net.inputs import Inputs, inputs_of
+from ._net.layers import Layer, Spot, named_layers
+from ._net.shadow import shadow
+from ._net.subject import named_subject, saying_why
+from ._search.default import default_spot
+from ._search.space import Reshape
 from .methods import resolve_method
 from .targets import Contrast, Segment, Target, as_question
 

@@ -9,8 +9,8 @@ import torch
 from fastai.callback.hook import Hook as FastaiHook
 from torch import Tensor, nn
 
-from ._engine.nested import map_tensors, replaced, tensors
 from ._errors import GradCAMError
+from ._net.nested import map_tensors, replaced, tensors
 
 __all__ = ["Hook", "HookBwd"]
 

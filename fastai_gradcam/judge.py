@@ -11,15 +11,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ._engine.guard import undisturbed
-from ._engine.layers import Layer, named_layers, unwrap
 from ._engine.method import MapFunction, Method
-from ._engine.shadow import shadow
 from ._errors import GradCAMError, one_of
 from ._judge.interventions import Intervention, interventions
 from ._judge.look import Data, Seen, look_at
 from ._judge.rule import Row, Rule, Suspicion, alike, distance, measured, spread, with_verdicts
 from ._judge.trials import Outcomes, hold
+from ._net.guard import undisturbed
+from ._net.layers import Layer, named_layers, unwrap
+from ._net.shadow import shadow
 from .cam import explain
 from .targets import class_scores, main_output
 

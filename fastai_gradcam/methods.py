@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ._engine.fuse import fuse, resized
-from ._engine.method import MapFunction, Method, WeightFunction
+from ._engine.method import MapFunction, Method, WeightFunction, first_component
 from ._engine.weights import Probe
 from ._errors import GradCAMError, GradCAMTypeError, one_of
 
@@ -169,7 +169,7 @@ def eigen(method: str | Method | MapFunction) -> Method:
     'hirescam+eigen'
     """
     method = resolve_method(method)
-    return replace(method, name=f"{method.name}+eigen", collect=_first_component)
+    return replace(method, name=f"{method.name}+eigen", collect=first_component)
 
 
 _options: dict[str, Callable[[str], Method]] = {"noise": smoothed, "aug": augmented, "eigen": eigen}
@@ -246,17 +246,7 @@ def gradcam_elementwise(A: Tensor, G: Tensor) -> Tensor:
     return (G * A).relu()
 
 
-def _first_component(x: Tensor) -> Tensor:
-    flat = x.flatten(2).transpose(1, 2)  # (N, Z, C)
-    # A network that diverged would make the decomposition raise.
-    flat = torch.nan_to_num(flat)
-    u, s, _ = torch.linalg.svd(flat, full_matrices=False)
-    projection = u[:, :, 0] * s[:, :1]
-    sign = torch.where(projection.sum(1, keepdim=True) < 0, -1.0, 1.0)
-    return (projection * sign).unflatten(1, x.shape[2:])
-
-
-@register("eigencam", collect=_first_component)
+@register("eigencam", collect=first_component)
 def eigencam(A: Tensor, G: Tensor) -> Tensor:
     """ReLU of the projection of A on the first right singular vector of A as a (Z × C) matrix, per image.
 
@@ -266,7 +256,7 @@ def eigencam(A: Tensor, G: Tensor) -> Tensor:
     return A
 
 
-@register("eigengradcam", collect=_first_component)
+@register("eigengradcam", collect=first_component)
 def eigengradcam(A: Tensor, G: Tensor) -> Tensor:
     "ReLU of the first principal component of g ⊙ A, as in `eigencam`. pytorch-grad-cam, EigenGradCAM."
     return G * A

@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastai_gradcam import gradcam
-from fastai_gradcam._engine.default import space_of
-from fastai_gradcam._engine.inputs import inputs_of
-from fastai_gradcam._engine.layers import Spot
-from fastai_gradcam._engine.space import Reading, spatial
+from fastai_gradcam._net.inputs import inputs_of
+from fastai_gradcam._net.layers import Spot
+from fastai_gradcam._search.default import space_of
+from fastai_gradcam._search.space import Reading, spatial
 
 
 def _seen():

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.functional import relu
 from torch.nn.modules.module import register_module_forward_hook
 
-from fastai_gradcam._engine.inputs import inputs_of
-from fastai_gradcam._engine.layers import Spot
 from fastai_gradcam._engine.replay import Replay
+from fastai_gradcam._net.inputs import inputs_of
+from fastai_gradcam._net.layers import Spot
 from fastai_gradcam.cam import gradcam
 from fastai_gradcam.methods import methods
 from fastai_gradcam.targets import contrast

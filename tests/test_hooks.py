@@ -10,9 +10,9 @@ from fastai.vision.all import ImageDataLoaders, Resize, TensorImage, resnet34, v
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from fastai_gradcam._engine.layers import Spot
 from fastai_gradcam._engine.look import Restart
-from fastai_gradcam._engine.nested import replaced, tensors
+from fastai_gradcam._net.layers import Spot
+from fastai_gradcam._net.nested import replaced, tensors
 from fastai_gradcam.cam import gradcam
 from fastai_gradcam.hooks import Hook, HookBwd
 

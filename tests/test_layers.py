@@ -7,8 +7,8 @@ import torch
 import torchvision.models as zoo
 from torch import nn
 
-from fastai_gradcam._engine.layers import named_layers, unwrap
-from fastai_gradcam._engine.space import spatial
+from fastai_gradcam._net.layers import named_layers, unwrap
+from fastai_gradcam._search.space import spatial
 from fastai_gradcam.cam import gradcam
 
 # network, image size, the layer to be found, its channels and its space

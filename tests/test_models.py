@@ -87,7 +87,7 @@ def test_a_layer_or_a_layout_that_is_not_the_expected_one_is_a_failure(models, m
     assert not models.look(square(layer="1", space=(16, 16))).good
     # the right layer, read along the wrong dimension: eight channels beside 8 × 8 cells
     from fastai_gradcam._engine import look
-    from fastai_gradcam._engine.space import Reading
+    from fastai_gradcam._search.space import Reading
 
     monkeypatch.setattr(look, "space_of", lambda *args: Reading(last=True))
     found = models.look(square())

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from fastai_gradcam import GradCAMError, gradcam
-from fastai_gradcam._engine.guard import undisturbed
-from fastai_gradcam._engine.shadow import copied, original, shadow
+from fastai_gradcam._net.guard import undisturbed
+from fastai_gradcam._net.shadow import copied, original, shadow
 
 
 class Net(nn.Module):

@@ -27,7 +27,7 @@ from torch import nn
 from training import Quiet, differences, left_by, one_thread, random_states, state_around, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback
-from fastai_gradcam._engine.guard import unchanged
+from fastai_gradcam._net.guard import unchanged
 
 
 class CpuAutocast(Callback):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .nested import map_tensors
+from .._net.nested import map_tensors
 
 __all__ = ["Endings"]
 

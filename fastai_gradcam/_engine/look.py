@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import GradCAMError
-from .default import space_of
-from .inputs import Inputs
-from .layers import Spot
-from .nested import map_tensors, replaced, tensors
+from .._net.inputs import Inputs
+from .._net.layers import Spot
+from .._net.nested import map_tensors, replaced, tensors
+from .._net.shadow import allow_gradients, shadow
+from .._search.default import space_of
+from .._search.space import Reshape
 from .question import Question
-from .shadow import allow_gradients, shadow
-from .space import Reshape
 
 __all__ = ["Look", "Restart", "Scene", "look", "not_reached"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._errors import GradCAMError
 
-__all__ = ["MapFunction", "Method", "WeightFunction"]
+__all__ = ["MapFunction", "Method", "WeightFunction", "first_component"]
 
 MapFunction = Callable[[Tensor, Tensor], Tensor]
 # `weigh(A, probe)`: one image's activations `(C, *space)`, and a `Probe` of `weights.py`.
@@ -20,6 +20,16 @@ WeightFunction = Callable[[Tensor, Any], Tensor]
 
 def _sum_of_channels(parts: Tensor) -> Tensor:
     return parts.sum(1)
+
+
+def first_component(x: Tensor) -> Tensor:
+    flat = x.flatten(2).transpose(1, 2)  # (N, Z, C)
+    # A network that diverged would make the decomposition raise.
+    flat = torch.nan_to_num(flat)
+    u, s, _ = torch.linalg.svd(flat, full_matrices=False)
+    projection = u[:, :, 0] * s[:, :1]
+    sign = torch.where(projection.sum(1, keepdim=True) < 0, -1.0, 1.0)
+    return (projection * sign).unflatten(1, x.shape[2:])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._errors import GradCAMError, GradCAMTypeError
-from .nested import map_tensors, tensors
+from .._net.nested import map_tensors, tensors
 from .scores import class_targets, main_output
 
 __all__ = ["OfClasses", "OfFunction", "Question"]

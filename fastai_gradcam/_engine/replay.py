@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import GradCAMError
-from .inputs import Inputs
-from .layers import Spot
+from .._net.inputs import Inputs
+from .._net.layers import Spot
+from .._net.nested import map_tensors, replaced, rows_per_image, tensors
+from .._net.shadow import allow_gradients, shadow
+from .._search.space import Reshape
 from .look import not_reached
-from .nested import map_tensors, replaced, rows_per_image, tensors
-from .shadow import allow_gradients, shadow
-from .space import Reshape
 
 __all__ = ["Replay"]
 

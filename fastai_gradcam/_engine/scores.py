@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from .._errors import GradCAMError, GradCAMTypeError
-from .nested import plain, tensors
+from .._net.nested import plain, tensors
 
 __all__ = ["class_scores", "class_targets", "main_output", "predicted", "regions", "two_sided"]
 

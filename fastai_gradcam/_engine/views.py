@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .nested import map_tensors
+from .._net.nested import map_tensors
 from .question import Question
 
 __all__ = ["noisy_copies", "question_of_view", "unchanged_view", "views"]

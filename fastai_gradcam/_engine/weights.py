@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._net.nested import map_tensors
+from .._net.shadow import shadow
+from .._search.space import Reshape
 from .look import Look, Scene
-from .nested import map_tensors
 from .replay import Replay
-from .shadow import shadow
-from .space import Reshape
 
 __all__ = ["Probe", "weigh"]
 

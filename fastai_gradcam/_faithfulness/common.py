@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._engine.guard import undisturbed
-from .._engine.layers import unwrap
 from .._engine.scores import class_scores, main_output
-from .._engine.shadow import shadow
 from .._errors import GradCAMError, GradCAMTypeError
+from .._net.guard import undisturbed
+from .._net.layers import unwrap
+from .._net.shadow import shadow
 
 __all__ = ["Given", "Metric", "Pixels", "Scores", "asking", "given", "hottest_first", "metrics", "register", "resized"]
 

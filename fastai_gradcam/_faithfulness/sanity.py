@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .._engine.guard import undisturbed
-from .._engine.layers import unwrap
-from .._engine.shadow import shadow
 from .._errors import GradCAMError
+from .._net.guard import undisturbed
+from .._net.layers import unwrap
+from .._net.shadow import shadow
 from ..cam import gradcam
 from .common import Classes, Scores, asking, given, mean_of, of_target, register
 

@@ -12,9 +12,9 @@ from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor, nn
 
-from .._engine.guard import unchanged
-from .._engine.layers import named_layers, unwrap
 from .._errors import GradCAMError, NoFileError
+from .._net.guard import unchanged
+from .._net.layers import named_layers, unwrap
 from .._watch.nested import joined, on_device_of, tensors
 from .._watch.tasks import Answer, Task, as_list
 from ..cam import CAMs

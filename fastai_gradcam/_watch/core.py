@@ -15,9 +15,9 @@ from torch.nn.parameter import is_lazy
 
 from .._draw.frame import frame_grid
 from .._draw.notebook import NotebookGrid, in_notebook
-from .._engine.guard import unchanged
-from .._engine.layers import named_layers, unwrap
 from .._errors import GradCAMError, reason_of
+from .._net.guard import unchanged
+from .._net.layers import named_layers, unwrap
 from .._run.schema import Frame
 from .._run.writer import Writer
 from ..cam import CAMs, gradcam

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import GradCAMError
-from .inputs import Inputs
+from .._net.inputs import Inputs
+from .._net.nested import tensors
+from .._net.shadow import allow_gradients
 from .locality import IS_LOCAL, best_of, localities
-from .nested import tensors
-from .shadow import allow_gradients
 from .space import Reshape, beyond_doubt, readings_of, spatial
 
 __all__ = ["Found", "NothingArrives", "search"]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import GradCAMError
-from .inputs import Inputs
-from .layers import Spot
+from .._net.inputs import Inputs
+from .._net.layers import Spot
+from .._net.shadow import original, shadow
 from .locality import best_of, localities
 from .search import Found, NothingArrives, search
-from .shadow import original, shadow
 from .space import Reading, Reshape, even, readings_of, spatial
 
 __all__ = ["default_spot", "space_of"]

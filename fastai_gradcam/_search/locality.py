@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .inputs import Inputs
-from .nested import tensors
+from .._net.inputs import Inputs
+from .._net.nested import tensors
 from .space import Reshape
 
 __all__ = ["IS_LOCAL", "best_of", "localities"]
