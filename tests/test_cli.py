@@ -15,11 +15,19 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import (
+    CategoryBlock,
+    CrossEntropyLossFlat,
     DataBlock,
+    FuncSplitter,
     ImageBlock,
+    Learner,
     MultiCategoryBlock,
+    PILImage,
+    PILImageBW,
     Resize,
+    get_files,
     get_image_files,
+    parent_label,
     set_seed,
     vision_learner,
 )
@@ -181,6 +189,97 @@ def numbers(tmp_path_factory):
 def explained(capsys, *args):
     assert main(["explain", *map(str, args), "--json"]) == 0, capsys.readouterr().err
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+class Grey16(PILImageBW):
+    "Sixteen bits, read as the learner wants them: Pillow's own conversion to grey would cut them off at 255."
+
+    @classmethod
+    def create(cls, file, **kwargs):
+        return cls(Image.fromarray((np.asarray(Image.open(file)).astype(float) / 256).astype(np.uint8)))
+
+
+class FromArray(PILImage):
+    @classmethod
+    def create(cls, file, **kwargs):
+        return cls(Image.fromarray(np.load(file)))
+
+
+def pixels_of(k, i):
+    return np.random.default_rng([k, i]).integers(80 * k, 100 + 80 * k, (24, 32, 3), dtype=np.uint8)
+
+
+def save_16_bits(path, pixels):
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 256).save(path.with_suffix(".png"))
+
+
+def save_turned(path, pixels):
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter
+    pixels[:, :16] = 0
+    Image.fromarray(pixels).save(path.with_suffix(".jpg"), exif=exif)
+
+
+def save_palette(path, pixels):
+    Image.fromarray(pixels).quantize(16).save(path.with_suffix(".png"), transparency=0)
+
+
+def save_transparent(path, pixels):
+    image = Image.fromarray(pixels)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(path.with_suffix(".png"))
+
+
+def save_array(path, pixels):
+    np.save(path.with_suffix(".npy"), pixels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "save"),
+    [
+        (Grey16, save_16_bits),
+        (PILImage, save_turned),
+        (PILImage, save_palette),
+        (PILImage, save_transparent),
+        (PILImageBW, save_palette),
+        (FromArray, save_array),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_explain_opens_files_as_predict_does(kind, save, whole, tmp_path, capsys):
+    for k, label in enumerate("ab"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(3):
+            save(tmp_path / "images" / label / str(i), pixels_of(k, i))
+    block = DataBlock(
+        (ImageBlock(kind), CategoryBlock),
+        get_items=lambda path: get_files(path),
+        get_y=parent_label,
+        splitter=FuncSplitter(is_last),
+        item_tfms=Resize(24),
+    )
+    dls = block.dataloaders(tmp_path / "images", bs=2, num_workers=0)
+    channels = 1 if issubclass(kind, PILImageBW) else 3
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(channels, 4, 3, 2), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    with torch.no_grad():
+        net[-1].weight.mul_(60)  # so that another picture is another probability
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    learn.export(tmp_path / "learner.pkl")
+    files = sorted(get_files(tmp_path / "images"))
+    rows = explained(
+        capsys, tmp_path / "learner.pkl", tmp_path / "images" if whole else files[0], "--out", tmp_path / "out"
+    )
+    assert len(rows) == (6 if whole else 1)
+    for row in rows:
+        with learn.no_bar(), learn.no_logging():
+            label, _, probs = learn.predict(Path(row["image"]))
+        assert (row["pred"], row["pred_prob"]) == (label, pytest.approx(float(probs.max()), abs=1e-4))
+
+
+def is_last(file):
+    return file.stem == "2"
 
 
 @pytest.mark.parametrize(("target", "label"), [("1", "1"), ("2", "2"), ("10", "10"), ("0", "1")])

@@ -9,17 +9,15 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.data.transforms import get_image_files
+from fastai.data.transforms import get_files, get_image_files
 from fastai.learner import Learner, load_learner
 
-from .. import learner  # noqa: F401  (gives Learner its methods)
 from .._errors import GradCAMError
-from .._fastai.items import opened
+from .._fastai.explain import Seen, explain, see_item
 from .._fastai.tasks import task_of
 from ..learner import CAM
 from ..methods import resolve_method
@@ -111,7 +109,9 @@ def image_files(paths: Sequence[Path], out: Path) -> list[Path]:
         if path.resolve() == written:
             raise GradCAMError(f"--out {str(out)!r} is a folder of images to explain: choose another for the overlays.")
         inside = path.resolve() in written.parents
-        found += [o for o in sorted(get_image_files(path)) if not (inside and written in o.resolve().parents)]
+        # A learner may open files of another kind, such as arrays or DICOM.
+        files = get_image_files(path) or get_files(path)
+        found += [o for o in sorted(files) if not (inside and written in o.resolve().parents)]
     if not found:
         raise GradCAMError(f"There are no images in {', '.join(map(str, paths))}.")
     return found
@@ -132,18 +132,17 @@ def cams_by_image(
 ) -> Iterator[tuple[Path, list[CAM] | Exception]]:
     "(image, its CAMs or the error that prevented them), in batches. One unreadable image does not affect the others."
     for at in range(0, len(images), _TOGETHER):
-        readable, decoded = [], []
+        readable: list[Path] = []
+        seen: list[Seen] = []
         for image in images[at : at + _TOGETHER]:
             try:
-                decoded.append(opened(image))
+                # Opened by the learner's own pipeline, as in `learn.predict`.
+                seen.append(see_item(learn.dls, image))
                 readable.append(image)
-            except (ValueError, FileNotFoundError) as error:
+            except GradCAMError as error:
                 yield image, error
-        if decoded:
-            cams = learn.gradcam(decoded, target=target, layer=layer, method=method)
-            # An image has as many maps as predicted labels; they share its picture.
-            by_image = [list(own) for _, own in groupby(cams, key=lambda cam: id(cam.image))]
-            yield from zip(readable, by_image, strict=True)
+        if seen:
+            yield from zip(readable, explain(learn, seen.copy, len(seen), target, layer, method), strict=True)
 
 
 @dataclass

@@ -65,6 +65,15 @@ def pointing_hit(
     or to miss. `.figure`: hits / (hits + misses).
 
     Zhang et al. 2016, Excitation backprop, https://arxiv.org/abs/1608.00507, section 4.2.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam.faithfulness import pointing_hit
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    >>> x, maps, masks = torch.rand(1, 3, 16, 16), torch.zeros(1, 4, 4), torch.zeros(1, 16, 16, dtype=torch.bool)
+    >>> maps[0, 0, 0], masks[0, :8, :8] = 1.0, True
+    >>> pointing_hit(model, x, maps, 0, masks=masks).tolist()
+    [1.0]
     """
     asked, masks = _with_masks(x, maps, masks)
     if not tolerance >= 0:
