@@ -52,7 +52,7 @@ def _memory_of(net: nn.Module) -> _Memory:
 def space_of(net: nn.Module, spot: Spot, output: Tensor, inputs: Inputs, reshape: Reshape | None) -> Reshape:
     """What brings the output of a layer to `(N, C, *space)`; where shapes leave it open, it is tried out.
 
-    Trying out costs one forward pass of three images, once per layer and input size. Raises `GradCAMError` for an
+    Trying out costs one forward pass of five images, once per layer and input size. Raises `GradCAMError` for an
     output without space.
     """
     x = inputs.x

@@ -35,17 +35,17 @@ def localities(
 ) -> dict[tuple[str, int], list[float]]:
     """How locally a module's output (its name and which of its tensors) responds to the image, for each reading of it.
 
-    Two opposite corners of the first image are changed, one at a time. If a reading is right, a cell's response to one
-    rather than the other is highest in the one corner and lowest in the other. It is the same everywhere if a reading
-    is wrong or if there is no space: in channels, in class tokens, in the answers to learned queries. Outputs that do
-    not respond are left out. Costs one forward pass of three images without gradients.
+    Four corners of the first image are changed, one at a time. If a reading is right, a cell's response to one rather
+    than the opposite one is highest in the one corner and lowest in the other. It is the same everywhere if a reading is
+    wrong or if there is no space: in channels, in class tokens, in the answers to learned queries. Outputs that do not
+    respond are left out. Costs one forward pass of five images without gradients.
     """
     found: dict[tuple[str, int], list[float]] = {}
 
     def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             for entry, tensor in enumerate(tensors(output)):
-                if (name, entry) in readings and len(tensor) == 3:
+                if (name, entry) in readings and len(tensor) == 5:
                     answers = [_locality(read(tensor)) for read in readings[name, entry]]
                     if any(map(math.isfinite, answers)):
                         found[name, entry] = [a if math.isfinite(a) else -1.0 for a in answers]
@@ -56,9 +56,9 @@ def localities(
     handles = [m.register_forward_hook(listen(name)) for name, m in net.named_modules() if name in names]
     try:
         with torch.no_grad():
-            inputs.repeated(0, 3).with_x(_with_changed_corners(inputs.x)).run(net)
+            inputs.repeated(0, 5).with_x(_with_changed_corners(inputs.x)).run(net)
     except Exception:
-        # The network does not take three images: its shapes have to do.
+        # The network does not take five images: its shapes have to do.
         return {}
     finally:
         for handle in handles:
@@ -67,8 +67,8 @@ def localities(
 
 
 def _with_changed_corners(x: Tensor) -> Tensor:
-    "The first image, and two copies of it with one corner changed in each."
-    changed = x[:1].repeat(3, *[1] * (x.ndim - 1))
+    "The first image, and four copies of it with one corner changed in each."
+    changed = x[:1].repeat(5, *[1] * (x.ndim - 1))
     for one, corner in zip(changed[1:], _corners(x.shape[2:]), strict=True):
         part = one[(slice(None), *corner)]
         if part.is_floating_point():
@@ -79,25 +79,28 @@ def _with_changed_corners(x: Tensor) -> Tensor:
     return changed
 
 
-def _corners(space: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    "Two opposite corners, an eighth of each dimension wide. Not the first and the last: turned by 90° these look alike."
+def _corners(space: Sequence[int]) -> list[tuple[slice, ...]]:
+    "Two pairs of opposite corners, an eighth of each dimension wide."
     wide = [max(1, round(s / 8)) for s in space]
     low, high = [slice(w) for w in wide], [slice(s - w, s) for s, w in zip(space, wide, strict=True)]
-    return (low[0], *high[1:]), (high[0], *low[1:])
+    return [(low[0], *high[1:]), (high[0], *low[1:]), tuple(low), tuple(high)]
 
 
 def _locality(A: Tensor) -> float:
-    "From `(3, C, *space)` of an image and its two changed copies. NaN if no cell, or every cell, responds."
+    "From `(5, C, *space)` of an image and its changed copies. NaN if no cell, or every cell, responds."
     response = (A[1:].double() - A[:1].double()).flatten(2).norm(dim=1)
     most = response.amax(1, keepdim=True)
     if not bool((most > 0).all()) or not bool(most.isfinite().all()):
         return math.nan
-    one, other = (response / most + _FLOOR).log()
-    rather = one - other
-    here, there = (rather.view(A.shape[2:])[corner] for corner in _corners(A.shape[2:]))
-    ordered = rather.sort().values
+    logs = (response / most + _FLOOR).log().unflatten(1, A.shape[2:])
+    corners = _corners(A.shape[2:])
+    pairs = [_of_pair(logs[k] - logs[k + 1], *corners[k : k + 2]) for k in range(0, len(corners), 2)]
+    return sum(pairs) / len(pairs)
+
+
+def _of_pair(rather: Tensor, one: tuple[slice, ...], other: tuple[slice, ...]) -> float:
+    here, there = rather[one], rather[other]
+    ordered = rather.flatten().sort().values
     scale = ordered[-here.numel() :].mean() - ordered[: here.numel()].mean()
-    if scale < _ALIKE:
-        # Attention that has learned nothing yet is an average.
-        return math.nan
-    return float((here.mean() - there.mean()) / scale.clamp(min=_CHANCE))
+    # Attention that has learned nothing yet is an average.
+    return math.nan if scale < _ALIKE else float((here.mean() - there.mean()) / scale.clamp(min=_CHANCE))

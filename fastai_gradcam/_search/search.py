@@ -62,6 +62,7 @@ class _Flow:
     learnable: bool = False
     readings: list[Reshape] = field(default_factory=list)
     sure: bool = False
+    tried: bool = False
     to_space: Reshape | None = None
     grad: Tensor | None = None
 
@@ -86,16 +87,14 @@ def search(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], resha
         )
     _propagate(total, flows)
     reached = [f for f in flows if f.reached]
-    _settle_readings(net, inputs, reached)
-    found = [f for f in reached if f.reached] or reached
-    found = [f for f in found if f.learnable] or found
-    if not found:
+    if not reached:
         raise NothingArrives
-    found = _before_the_scores(found, output, x)
-    found, note = _up_to_a_whole(found)
-    while len(left := _without_keys_and_values(found, x)) < len(found):
-        found, note = _up_to_a_whole(left)
-    last = found[-1]
+    # Trying out costs a pass: it is done where it matters, after the last flow that is sure, or where that is passed over.
+    _settle_readings(net, inputs, reached[1 + max((i for i, f in enumerate(reached) if f.sure), default=-1) :])
+    last, note = _last(reached, output, x)
+    if not last.sure:
+        _settle_readings(net, inputs, reached)
+        last, note = _last(reached, output, x)
     # A layer after it that has no gradient now may have one on other images (a ReLU that is off here).
     after = [f for f in flows[flows.index(last) + 1 :] if f.learnable and f.grad is not None]
     lasting = all(bool(f.grad.any()) for f in after if f.grad is not None)
@@ -173,15 +172,22 @@ def _read_by_reshape(flows: list[_Flow], x: Tensor, reshape: Reshape) -> None:
         raise GradCAMError(f"reshape= fits the output of no layer: {refused}") from refused
 
 
-def _settle_readings(net: nn.Module, inputs: Inputs, reached: list[_Flow]) -> None:
-    "Try out the readings that shapes leave open, where it matters: after the last flow that is sure."
-    last = max((i for i, f in enumerate(reached) if f.sure), default=-1)
-    if last + 1 == len(reached):
-        return
-    unsure = [f for f in reached if not f.sure]
-    answers = localities(net, inputs, {f.names[0]: f.readings for f in unsure})
-    for f in unsure:
-        found = answers.get(f.names[0])
+def _last(reached: list[_Flow], output: Any, x: Tensor) -> tuple[_Flow, str]:
+    "The last flow that the whole score passes through, and a note if there is none."
+    found = [f for f in reached if f.reached] or reached
+    found = [f for f in found if f.learnable] or found
+    found, note = _up_to_a_whole(_before_the_scores(found, output, x))
+    while len(left := _without_keys_and_values(found, x)) < len(found):
+        found, note = _up_to_a_whole(left)
+    return found[-1], note
+
+
+def _settle_readings(net: nn.Module, inputs: Inputs, flows: list[_Flow]) -> None:
+    "Try out the readings that shapes leave open."
+    unsure = {f.names[0]: f for f in flows if not f.sure and not f.tried}
+    answers = localities(net, inputs, {at: f.readings for at, f in unsure.items()}) if unsure else {}
+    for at, f in unsure.items():
+        f.tried, found = True, answers.get(at)
         if found:
             best = best_of(found)
             f.to_space = f.readings[best] if found[best] > IS_LOCAL else None
