@@ -504,3 +504,166 @@ def test_checkpoints_change_nothing(layer, reentrant):
     # they are checkpoints again afterwards
     net(x.requires_grad_()).sum().backward()
     assert net.stem.weight.grad is not None and math.isfinite(float(x.grad.sum()))
+
+
+# Lists of stages, bags and sequences, branches that never were one
+
+
+class Stages(nn.Module):
+    "Returns its stages in the form that `form` gives them; `image`: with the image first."
+
+    def __init__(self, form, image=False):
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(c, 8, 3, 2, 1), nn.ReLU()) for c in (3, 8, 8))
+        self.form, self.image = form, image
+
+    def forward(self, x):
+        found = [x] if self.image else []
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return self.form(found)
+
+
+class OfStages(nn.Module):
+    def __init__(self, encoder, last):
+        super().__init__()
+        self.encoder, self.fc, self.last = encoder, nn.Linear(8, 3), last
+
+    def forward(self, x):
+        return self.fc(self.last(self.encoder(x)).mean((2, 3)))
+
+
+_stage_forms = {
+    "list": (lambda s: s, lambda found: found[-1]),
+    "tuple": (tuple, lambda found: found[-1]),
+    "dict": (lambda s: dict(enumerate(s)), lambda found: found[max(found)]),
+    "reversed": (lambda s: s[::-1], lambda found: found[0]),
+    "nested": (lambda s: (s[0], {"rest": s[1:]}), lambda found: found[1]["rest"][-1]),
+}
+
+
+@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("form", _stage_forms)
+def test_an_encoder_that_returns_its_stages_is_explained_at_the_one_that_is_read(form, image):
+    wrap, last = _stage_forms[form]
+    net, x = OfStages(Stages(wrap, image), last).eval(), torch.randn(2, 3, 32, 48)
+    made = gradcam(net, x, target=1)
+    assert made.layers == ["encoder.stages.2"] and made.maps[0].shape == (2, 4, 6)
+    A = last(net.encoder(x))
+    (g,) = torch.autograd.grad(net.fc(A.mean((2, 3)))[:, 1].sum(), A)
+    expected = (g.mean((2, 3), keepdim=True) * A).sum(1).relu()
+    assert torch.allclose(made.maps[0], expected.detach(), atol=1e-6)
+
+
+class Bag(nn.Module):
+    "Tiles or frames `(N, T, C, h, w)`, each brought to a vector, then put together by `join`."
+
+    def __init__(self, join):
+        super().__init__()
+        self.encoder, self.join, self.fc = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), join, nn.Linear(8, 3)
+
+    def forward(self, x):
+        each = self.encoder(x.flatten(0, 1)).mean((2, 3)).unflatten(0, x.shape[:2])
+        return self.fc(self.join(each))
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.att = nn.Linear(8, 1)
+
+    def forward(self, each):
+        return (self.att(each).softmax(1) * each).sum(1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.norm = nn.LSTM(8, 8, batch_first=True), nn.LayerNorm(8)
+
+    def forward(self, each):
+        return self.norm(self.lstm(each)[0])[:, -1]
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, each):
+        return self.block(torch.cat([self.token.expand(len(each), -1, -1), each], 1))[:, 0]
+
+
+@pytest.mark.parametrize("count", [4, 5, 9, 16])
+@pytest.mark.parametrize("join", [Weighted, Recurrent, Attentive])
+def test_vectors_of_tiles_and_frames_are_not_read_as_a_grid(join, count):
+    with pytest.raises(ValueError, match="No layer of this Bag has an output with space"):
+        gradcam(Bag(join()).eval(), torch.randn(2, count, 3, 32, 32), target=1)
+
+
+class Joined(nn.Module):
+    "Two networks of one image, put together by `join`."
+
+    def __init__(self, join):
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()) for _ in range(2))
+        self.fa, self.fb, self.join = nn.Linear(8, 3), nn.Linear(8, 3), join
+
+    def forward(self, x):
+        return self.join(self.fa(self.a(x).mean((2, 3))), self.fb(self.b(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda a, b: a + b,
+        lambda a, b: a + 1e-3 * b,
+        lambda a, b: 1e-3 * a + b,
+        torch.maximum,
+        lambda a, b: torch.stack([a, b]).mean(0),
+    ],
+)
+def test_an_ensemble_is_never_explained_by_one_branch_in_silence(join):
+    net, x = Joined(join).eval(), torch.randn(2, 3, 16, 16)
+    made = gradcam(net, x, target=1)
+    assert "no layer holds all of it" in made.notes[0] and "layer=['a', 'b']" in made.notes[0]
+    assert f"that of '{made.layers[0]}' alone" in made.notes[0]
+    assert gradcam(net, x, target=1).notes == made.notes, "the second time, too"
+    assert len(gradcam(net, x, layer=["a", "b"], target=1).maps) == 2
+
+
+class Adapted(nn.Module):
+    "A linear layer with a branch beside it that starts at zero, as LoRA has it."
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, 4, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(4, base.out_features, bias=False)})
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, adapted):
+        super().__init__()
+        adapt = lambda name, layer: Adapted(layer) if name in adapted else layer
+        self.embed, self.norm = nn.Conv2d(3, 12, 8, 8), nn.LayerNorm(12)
+        self.qkv, self.proj = adapt("qkv", nn.Linear(12, 36)), adapt("proj", nn.Linear(12, 12))
+        self.fc1, self.fc2 = adapt("fc1", nn.Linear(12, 24)), adapt("fc2", nn.Linear(24, 12))
+        self.token, self.fc = nn.Parameter(torch.randn(1, 1, 12)), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x).flatten(2).transpose(1, 2)], 1)
+        x = x + self.proj(nn.functional.scaled_dot_product_attention(*self.qkv(self.norm(x)).chunk(3, -1)))
+        return self.fc((x + self.fc2(self.fc1(x).relu()))[:, 0])
+
+
+@pytest.mark.parametrize("adapted", [[], ["qkv"], ["proj"], ["qkv", "proj"], ["fc1", "fc2"], ["qkv", "proj", "fc1"]])
+def test_with_adapters_the_layer_is_the_networks_own(adapted):
+    made = gradcam(SelfAttention(adapted).eval(), torch.randn(2, 3, 32, 48), target=1)
+    assert made.layers == ["norm"] and made.maps[0].shape == (2, 4, 6)

@@ -108,8 +108,11 @@ def _flows(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor]) -> tu
 
     def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            given = next(iter(tensors(args)), None)
+            arrived = tensors(args)
+            given = arrived[0] if arrived else None
             for entry, tensor in enumerate(tensors(output)):
+                if tensor._version == 0 and any(tensor is t for t in arrived if (id(t), 0) not in flows):
+                    continue  # the image itself, handed on beside its features
                 flow = flows.get((id(tensor), tensor._version))
                 if flow is None and entry == 0:
                     node, width = (None, 0) if given is None else (given.grad_fn, (0, *given.shape)[-1])
