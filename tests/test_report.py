@@ -412,13 +412,19 @@ def test_the_page_says_in_words_where_the_model_looks_now_and_looked_first(small
     history = Run(small).history
     last, first = (history[history["frame"] == i] for i in (4, 0))
     story = page.inner_text("#story")
-    assert story.startswith(f"Right on {last['correct'].sum()} of 6 images. {last['mask_share'].mean():.0%} ")
+    assert story.startswith(
+        f"Right on {last['correct'].sum()} of the panel's 6 images. {last['mask_share'].mean():.0%} "
+    )
     assert " of the attention lies inside the masks, which cover " in story
     area = np.mean([Run(small).mask(item).mean() for item in range(6)])
-    assert f"cover {area:.0%} of the pictures; before training it was {first['mask_share'].mean():.0%}." in story
+    assert (
+        f"cover {area:.0%} of the pictures; before training it was {first['mask_share'].mean():.0%} (1 empty map not counted)."
+        in story
+    )
     most = int(history.groupby("frame")["similarity_prev"].mean().idxmin())
     page.click("#story button")
     assert frame(page) == most
+    assert page.locator("#story button").last.inner_text() == "2 findings"
 
 
 def test_a_frame_that_failed_has_no_numbers_and_the_words_say_so(tmp_path, open_page):
@@ -430,9 +436,17 @@ def test_a_frame_that_failed_has_no_numbers_and_the_words_say_so(tmp_path, open_
     assert page.inner_text("#story").startswith("Right on ")
 
 
-def test_without_masks_the_page_says_how_much_lies_on_the_border(tmp_path, open_page):
-    page = open_page(report_of(make_run(tmp_path / "run", n=2, frames=2, masks=False)))
-    assert "lies on the border, which is 49% of the map; before training" in page.inner_text("#story")
+def test_without_masks_the_border_is_told_of_only_beyond_chance(tmp_path, open_page):
+    folder = make_run(tmp_path / "run", n=2, frames=2, masks=False)
+    story = open_page(report_of(folder)).inner_text("#story")
+    assert (
+        "Without masks, no number says how much of the attention lies on the objects." in story
+        and "border" not in story
+    )
+    history = pd.read_csv(folder / "history.csv", dtype=str, keep_default_na=False)
+    history.assign(border_share="0.9").to_csv(folder / "history.csv", index=False)
+    story = open_page(report_of(folder)).inner_text("#story")
+    assert "90% of the attention lies on the border, where 49% would lie by chance; before training it was 90%" in story
 
 
 def test_play_runs_to_the_last_frame_and_space_stops_it(small_page, open_page):
@@ -489,6 +503,9 @@ def test_filters_let_through_what_they_name(small, small_page, open_page):
         ("mask", "mask_share", True),
         ("border", "border_share", False),
         ("loss", "loss", False),
+        ("prob", "prob", True),
+        ("evidence", "evidence", True),
+        ("entropy", "entropy", False),
     ],
 )
 def test_images_are_sorted_by_their_numbers(small, small_page, open_page, name, column, ascending):
@@ -519,8 +536,8 @@ def test_what_there_is_no_choice_of_is_not_offered(tmp_path, open_page):
     page = open_page(report_of(make_run(tmp_path / "run", n=2, frames=2, masks=False), found=[]))
     for control in ("layer-control", "cls-control", "outline-control", "finding-control"):
         assert page.is_hidden(f"#{control}")
-    assert page.inner_text("#findings") == "Nothing stood out."
-    assert "mask" not in page.inner_text("#sort")
+    assert page.inner_text("#findings") == "No finding." and "(no masks)" in page.inner_text("#checked")
+    assert "mask" not in page.inner_text("#sort") and "mask" not in page.text_content("#meanings")
 
 
 def test_the_large_view_opens_steps_and_closes_by_keys(small_page, open_page):
@@ -546,7 +563,7 @@ def test_the_large_view_opens_steps_and_closes_by_keys(small_page, open_page):
 
 
 def test_the_large_view_outlines_the_mask(small, small_page, open_page):
-    page = open_page(small_page, "#item=2&heat=0")
+    page = open_page(small_page, "#item=2&heat=0&outline=1")
     until(page, "document.getElementById('large-canvas').width === 560")
     uri = page.evaluate("document.getElementById('large-canvas').toDataURL()")
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"), float)
@@ -575,7 +592,6 @@ def test_without_its_image_the_large_view_shows_the_map_alone_and_says_so(tmp_pa
     page.keyboard.press("Escape")
     expected = overlay(grey, Run(folder).maps(2)["0.7.2"][1])
     assert difference(pixels(page, 1), expected) < 1
-    # In the large view, the mask's outline lies over it.
     assert difference(shown, expected) < 12
 
 
@@ -705,7 +721,7 @@ def test_long_names_that_differ_at_their_end_can_be_told_apart(tmp_path, open_pa
 
 def test_severities_differ_in_colour_and_in_words(small, tmp_path, open_page):
     page = open_page(report_of(small, tmp_path / "page.html", [{"severity": s} for s in (0.9, 0.5, 0.1)]))
-    assert page.locator(".severity").all_inner_texts() == ["high", "medium", "low"]
+    assert page.locator(".severity").all_inner_texts() == ["severity high", "severity medium", "severity low"]
     colour = "all => all.map(card => getComputedStyle(card).borderLeftColor)"
     assert len(set(page.eval_on_selector_all(".finding", colour))) == 3
 

@@ -39,6 +39,7 @@ class RunFiles:
         self.path = Path(path)
         self._known: tuple[Any, RunInfo] | None = None
         self._frozen = False
+        self._history: pd.DataFrame | None = None  # kept by frozen files
         self.contents()  # raises at once for a folder that is not a run
 
     def __repr__(self) -> str:
@@ -124,7 +125,11 @@ class RunFiles:
 
         Only rows of complete frames; damaged rows are left out with a warning. Names are as they are in `vocab`.
         """
-        return read_history(self.path / "history.csv", self.contents())
+        if not self._frozen:
+            return read_history(self.path / "history.csv", self.contents())
+        if self._history is None:
+            self._history = read_history(self.path / "history.csv", self.contents())
+        return self._history.copy()
 
     def maps(self, frame: int) -> dict[str, np.ndarray]:
         """Raw maps of a frame: for each layer an array `(n, h, w)`, or `(n, K, h, w)` for K classes per image.

@@ -7,7 +7,7 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-__all__ = ["as_text", "by_name", "mailed"]
+__all__ = ["as_text", "by_name", "in_words", "mailed"]
 
 
 def as_text(values: Any) -> dict[str, str]:
@@ -19,6 +19,16 @@ def as_text(values: Any) -> dict[str, str]:
         key: value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
         for key, value in named.items()
     }
+
+
+def in_words(settings: dict[str, Any]) -> dict[str, Any]:
+    "Settings for somebody who does not know the arguments: those that were left alone are left out."
+    said = {key.replace("_", " "): value for key, value in settings.items() if value is not None}
+    targets = {"true": "each image's label", "pred": "each image's prediction"}
+    if isinstance(said.get("target"), str):
+        said["class explained"] = targets.get(said["target"], said["target"])
+        del said["target"]
+    return {key: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value for key, value in said.items()}
 
 
 def by_name(value: Any) -> Any:

@@ -15,11 +15,12 @@ from PIL import Image
 from .._errors import GradCAMError, reason_of
 from .._run.files import image_bytes, stamp_of, write_whole
 from .._run.reader import RunFiles
-from .._run.schema import FrameEntry, PanelItem
-from ..findings import TITLES, Thresholds, findings_of
+from .._run.schema import FrameEntry, PanelItem, grid_file
+from .._run.words import frame_name
+from ..findings import TITLES, Thresholds, checks, checks_in_words, findings_of
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, colormap
 from .history import history_of
-from .mailed import as_text, by_name, mailed
+from .mailed import as_text, by_name, in_words, mailed
 from .maps import Maps
 from .numbers import base64, number
 
@@ -29,7 +30,8 @@ CMAPS = ("viridis", "magma", "cividis", "inferno", "jet", "turbo")
 IMAGE_SIDE = 256
 JPEG_QUALITY = 85
 # In the order in which they need each other.
-SCRIPTS = "data state overlay charts grid large header transport controls findings keys start".split()
+SCRIPTS = "data state overlay charts grid beside large header transport controls findings keys start".split()
+GRID_SIDE = 1000  # pixels of the newest grid, which is what there is to see without JavaScript
 
 # The panel's images as the page has them, by their files and when these were written.
 Pictures = dict[Any, dict[str, Any]]
@@ -58,23 +60,35 @@ def write_report(
 
 def report_page(run: RunFiles, thresholds: Thresholds | None = None, pictures: Pictures | None = None) -> str:
     "The page that `write_report` writes, as text."
-    return _html(_data(run, thresholds, {} if pictures is None else pictures))
+    run = run.frozen()  # a run that is still being written must not change halfway through
+    pictures = {} if pictures is None else pictures
+    return _html(_data(run, thresholds, pictures), _newest_grid(run, pictures))
 
 
-def _html(data: dict[str, Any]) -> str:
+def _html(data: dict[str, Any], grid: dict[str, Any] | None) -> str:
     sources = PackageLoader(__package__, "static")
     env = Environment(loader=sources, autoescape=True)
     style = sources.get_source(env, "style.css")[0]
     scripts = "\n".join(sources.get_source(env, f"{name}.js")[0] for name in SCRIPTS)
     script = f"(() => {{\n'use strict';\n{scripts}\n}})();"
     return env.get_template("report.html").render(
-        title=data["info"]["name"].encode("utf-8", "replace").decode(),
+        title=_text(data["info"]["name"]),
+        grid=grid,
+        findings=[
+            {"title": TITLES.get(f["kind"], f["kind"]), "text": _text(f["text"])} for f in data["findings"] or ()
+        ],
+        checked=data["checked"],
         style=Markup(style),
         style_hash=_hash(style),
         script=Markup(script),
         script_hash=_hash(script),
         data=Markup(_json(data)),
     )
+
+
+def _text(words: str) -> str:
+    "A name, which need not be valid text, as a browser can read it."
+    return words.encode("utf-8", "replace").decode()
 
 
 def _hash(text: str) -> str:
@@ -91,24 +105,27 @@ def _json(data: Any) -> str:
 
 
 def _data(run: RunFiles, thresholds: Thresholds | None, pictures: Pictures) -> dict[str, Any]:
-    run = run.frozen()  # a run that is still being written must not change halfway through
     info = run.contents()
     maps = Maps(run)
     history, gaps = history_of(run, maps)
-    findings, unknown = _findings(run, thresholds)
+    findings, checked, unknown = _findings(run, thresholds)
     notes = [*maps.remarks, *gaps, *unknown]
     frames = zip(info.frames, maps.notes, strict=True)
     return {
         "info": {key: str(info.raw.get(key) or "") for key in ("name", "arch", "created", "updated")}
         | {"status": run.status},
-        "settings": as_text(info.settings),
+        "settings": as_text(in_words(info.settings)),
         "versions": as_text(info.raw.get("versions")),
         "layers": info.layers,
         "panel": [_item(run, item, entry, pictures) for item, entry in enumerate(info.panel)],
-        "frames": [_frame(frame, note and mailed(note, run.path)) for frame, note in frames],
+        "frames": [
+            _frame(frame, frame_name(frame, info.several_fits), note and mailed(note, run.path))
+            for frame, note in frames
+        ],
         "maps": maps.layers,
         "history": history,
         "findings": findings,
+        "checked": checked,
         "titles": TITLES,
         "notes": [mailed(note, run.path) for note in notes],
         "cmaps": {name: base64(colormap(name).tobytes()) for name in dict.fromkeys((*CMAPS, DEFAULT_CMAP))},
@@ -121,7 +138,7 @@ def _item(run: RunFiles, item: int, entry: PanelItem, pictures: Pictures) -> dic
     key = (item, *map(str, files), *map(stamp_of, files))
     if key not in pictures:
         pictures[key] = _picture(run, item, entry)
-    return {"name": by_name(entry.name), "label": entry.label or "", **pictures[key]}
+    return {"name": by_name(entry.name), "label": entry.label or "", "depth": entry.depth, **pictures[key]}
 
 
 def _picture(run: RunFiles, item: int, entry: PanelItem) -> dict[str, Any]:
@@ -159,16 +176,38 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind.lower()};base64,{base64(image_bytes(image, kind, **options))}"
 
 
-def _frame(frame: FrameEntry, note: str | None) -> dict[str, Any]:
-    metrics = {name: number(value) for name, value in frame.metrics.items()}
-    return {"frame": frame.frame, "fit": frame.fit, "epoch": frame.epoch, "metrics": metrics, "note": note}
+def _newest_grid(run: RunFiles, pictures: Pictures) -> dict[str, Any] | None:
+    "The newest grid that was saved, small, with words for it; `None` if there is none."
+    info = run.contents()
+    for frame in reversed(info.complete):
+        file = run.path / grid_file(frame.frame)
+        key = ("grid", str(file), stamp_of(file))
+        try:
+            if key not in pictures:
+                grid = run.grid(frame.frame)
+                grid.thumbnail((GRID_SIDE, 4 * GRID_SIDE), Image.Resampling.LANCZOS)
+                for old in [known for known in pictures if known[0] == "grid"]:
+                    del pictures[old]
+                pictures[key] = {"width": grid.width, "height": grid.height}
+                pictures[key]["image"] = _uri(grid, "JPEG", quality=JPEG_QUALITY, optimize=True)
+            return {**pictures[key], "words": frame_name(frame, info.several_fits)}
+        except GradCAMError:
+            continue
+    return None
 
 
-def _findings(run: RunFiles, thresholds: Thresholds | None) -> tuple[list[dict[str, Any]] | None, list[str]]:
-    "The findings as plain dicts; `None`, with a note, if they could not be worked out."
+def _frame(frame: FrameEntry, name: str, note: str | None) -> dict[str, Any]:
+    metrics = {key: number(value) for key, value in frame.metrics.items()}
+    when = {"frame": frame.frame, "fit": frame.fit, "epoch": frame.epoch, "name": name}
+    return {**when, "metrics": metrics, "note": note}
+
+
+def _findings(run: RunFiles, thresholds: Thresholds | None) -> tuple[list[dict[str, Any]] | None, str, list[str]]:
+    "The findings as plain dicts and what was looked for; `None`, with a note, if they could not be worked out."
     try:
         found = findings_of(run, thresholds)
+        checked = checks_in_words(checks(run.history, thresholds or Thresholds()))
     except Exception as error:
-        return None, [f"The findings could not be worked out ({reason_of(error)})."]
+        return None, "", [f"The findings could not be worked out ({reason_of(error)})."]
     shown = found[["kind", "severity", "frame", "layer", "label", "items", "text"]]
-    return shown.to_dict("records"), []
+    return shown.to_dict("records"), checked, []

@@ -9,12 +9,12 @@ function svg(tag, attributes = {}, text = '') {
   return element;
 }
 
-/** Round numbers around what the lines reach; shares always get 0 to 1. */
+/** Round numbers around what the lines reach; shares and correlations always get 0 to 1. */
 function domain(lines) {
   const known = lines.flatMap((line) => line.values).filter((x) => x !== null);
   const low = Math.min(0, ...known);
   const high = Math.max(...known);
-  if (high <= 1 && high > 0.5 && low >= 0) return [0, 1];
+  if (lines.every((line) => line.share) && high <= 1) return [low < 0 ? -1 : 0, 1];
   const step = niceStep((high - low) / 2 || 1);
   return [Math.floor(low / step) * step, Math.ceil(high / step) * step || step];
 }
@@ -36,48 +36,61 @@ function frameAt(event, picture) {
   return Math.round(((x - CHART.left) / inner) * (frameCount - 1));
 }
 
-/** The line, broken where a number is missing in between frames that were drawn. */
-function linePath(values, y) {
-  let path = '';
-  let pen = 'M';
+/** The points of a line in parts that hang together: broken where a number is missing in a frame that was drawn. */
+function partsOf(values) {
+  const parts = [[]];
   values.forEach((x, frame) => {
-    if (x === null) {
-      if (!run.frames[frame].note) pen = 'M';
-      return;
-    }
-    path += `${pen}${xOf(frame).toFixed(1)} ${y(x).toFixed(1)}`;
-    pen = 'L';
+    if (x !== null) parts.at(-1).push(frame);
+    else if (!run.frames[frame].note) parts.push([]);
   });
-  return path;
+  return parts.filter((part) => part.length);
 }
 
-/** `lines` are `{ name, values, about }`; gives the figure and a function that marks a frame. */
+/** `lines` are `{ name, values, about, share }`; gives the figure and a function that marks a frame. */
 function chart(title, lines) {
   const [low, high] = domain(lines);
   const inner = CHART.height - CHART.top - CHART.bottom;
   const y = (x) => CHART.top + (1 - (x - low) / (high - low)) * inner;
-  const picture = svg('svg', { viewBox: `0 0 ${CHART.width} ${CHART.height}`, role: 'img', 'aria-label': title });
-  drawAxes(picture, low, high, y);
+  const picture = svg('svg', { viewBox: `0 0 ${CHART.width} ${CHART.height}`, role: 'img' });
+  drawAxes(picture, low, high, y, lines.every((line) => line.percent));
   const mark = svg('line', { class: 'mark', y1: CHART.top, y2: CHART.height - CHART.bottom });
   picture.append(mark);
   const parts = lines.map((line, i) => drawLine(picture, line, i, y));
   picture.addEventListener('click', (event) => goTo(frameAt(event, picture)));
   const heading = make('figcaption', {}, make('span', { className: 'chart-title', textContent: title }));
   heading.append(...parts.map((part) => part.key));
-  const element = make('figure', { className: 'chart' }, heading, picture);
-  return { element, update: (frame) => markFrame(frame, mark, parts, y) };
+  const element = make('figure', { className: 'chart' }, heading, picture, valuesOf(title, lines));
+  return { element, update: (frame) => markFrame(title, frame, picture, mark, parts, y) };
 }
 
-function drawAxes(picture, low, high, y) {
+/** All values of a chart as a table, made when it is opened. */
+function valuesOf(title, lines) {
+  const table = make('table', {}, make('caption', { className: 'unseen', textContent: title }));
+  const details = make('details', { className: 'values' }, make('summary', { textContent: 'Values', attributes: { 'aria-label': `Values of ${title}` } }), table);
+  details.addEventListener('toggle', () => {
+    if (!details.open || table.rows.length) return;
+    const head = table.createTHead().insertRow();
+    for (const name of ['Frame', ...lines.map((line) => line.name)]) head.append(make('th', { scope: 'col', textContent: name }));
+    const body = table.createTBody();
+    run.frames.forEach((frame, i) => {
+      const row = body.insertRow();
+      row.append(make('th', { scope: 'row', textContent: `${frame.frame}, ${frame.name}` }));
+      for (const line of lines) row.insertCell().textContent = line.write(line.values[i]);
+    });
+  });
+  return details;
+}
+
+function drawAxes(picture, low, high, y, inPercent) {
   for (const x of [low, (low + high) / 2, high]) {
     picture.append(svg('line', { class: 'rule', x1: CHART.left, x2: CHART.width - CHART.right, y1: y(x), y2: y(x) }));
-    picture.append(svg('text', { x: CHART.width - CHART.right + 5, y: y(x) + 3.5 }, String(Number(x.toPrecision(3)))));
+    picture.append(svg('text', { x: CHART.width - CHART.right + 5, y: y(x) + 3.5 }, inPercent ? percent(x) : String(Number(x.toPrecision(3)))));
   }
   run.frames.forEach(({ fit }, frame) => {
     if (!frame || fit === run.frames[frame - 1].fit) return;
     const x = xOf(frame - 0.5);
     picture.append(svg('line', { class: 'fit', x1: x, x2: x, y1: CHART.top, y2: CHART.height - CHART.bottom }));
-    picture.append(svg('text', { x: x + 3, y: CHART.height - 4 }, `fit ${fit}`));
+    picture.append(svg('text', { x: x + 3, y: CHART.height - 4 }, `fit ${fit + 1}`));
   });
   picture.append(svg('text', { x: CHART.left, y: CHART.height - 4 }, `frame ${run.frames[0].frame}`));
   if (frameCount > 1) {
@@ -87,26 +100,36 @@ function drawAxes(picture, low, high, y) {
 }
 
 function drawLine(picture, line, i, y) {
-  picture.append(svg('path', { class: `line line-${i % 4}`, d: linePath(line.values, y) }));
+  const at = (frame) => `${xOf(frame).toFixed(1)} ${y(line.values[frame]).toFixed(1)}`;
+  const parts = partsOf(line.values);
+  const path = parts.map((part) => `M${part.map(at).join('L')}`).join('');
+  picture.append(svg('path', { class: `line line-${i % 4}`, d: path }));
+  // A value without neighbours is no line.
+  for (const [frame] of parts.filter((part) => part.length === 1)) {
+    picture.append(svg('circle', { class: `alone line-${i % 4}`, r: 2.2, cx: xOf(frame), cy: y(line.values[frame]) }));
+  }
   const dot = svg('circle', { class: `dot line-${i % 4}`, r: 3.2 });
   picture.append(dot);
   const current = make('span', { className: 'chart-value' });
   const key = make('span', { className: `key line-${i % 4}`, title: line.about || line.name }, make('i'));
   key.append(make('bdi', { className: 'clip', textContent: line.name }), current);
-  return { dot, current, key, values: line.values };
+  return { dot, current, key, line };
 }
 
-function markFrame(frame, mark, parts, y) {
+function markFrame(title, frame, picture, mark, parts, y) {
   mark.setAttribute('x1', xOf(frame));
   mark.setAttribute('x2', xOf(frame));
-  for (const { dot, current, values } of parts) {
-    const x = values[frame];
-    current.textContent = number(x);
+  const said = parts.map(({ dot, current, line }) => {
+    const x = line.values[frame];
+    current.textContent = line.write(x);
     dot.setAttribute('visibility', x === null ? 'hidden' : 'visible');
-    if (x === null) continue;
-    dot.setAttribute('cx', xOf(frame));
-    dot.setAttribute('cy', y(x));
-  }
+    if (x !== null) {
+      dot.setAttribute('cx', xOf(frame));
+      dot.setAttribute('cy', y(x));
+    }
+    return `${line.name} ${line.write(x)}`;
+  });
+  picture.setAttribute('aria-label', `${title}, frame ${run.frames[frame].frame}: ${said.join(', ')}`);
 }
 
 function drawable(lines) {
@@ -116,12 +139,13 @@ function drawable(lines) {
 /** Losses together, shares together, whatever else is measured on its own. */
 function metricCharts() {
   const names = [...new Set(run.frames.flatMap((frame) => Object.keys(frame.metrics)))];
-  const lines = drawable(names.map((name) => ({ name, values: run.frames.map(({ metrics }) => (Object.hasOwn(metrics, name) ? metrics[name] : null)) })));
+  const values = (name) => run.frames.map(({ metrics }) => (Object.hasOwn(metrics, name) ? metrics[name] : null));
+  const isShare = (numbers) => numbers.every((x) => x === null || (x >= 0 && x <= 1));
+  const lines = drawable(names.map((name) => ({ name, values: values(name), write: number, share: isShare(values(name)) })));
   const isLoss = (line) => /loss/i.test(line.name);
-  const isShare = (line) => line.values.every((x) => x === null || (x >= 0 && x <= 1));
-  const losses = lines.filter(isLoss);
-  const shares = lines.filter((line) => !isLoss(line) && isShare(line));
-  const others = lines.filter((line) => !isLoss(line) && !isShare(line));
+  const losses = lines.filter(isLoss).map((line) => ({ ...line, share: false }));
+  const shares = lines.filter((line) => !isLoss(line) && line.share);
+  const others = lines.filter((line) => !isLoss(line) && !line.share);
   const groups = [['Loss', losses], ['Metrics', shares], ...others.map((line) => ['Metric', [line]])];
   return groups.flatMap(([title, group]) => chunks(group, 4).map((few) => chart(title, few)));
 }
@@ -130,12 +154,13 @@ function chunks(list, size) {
   return list.length ? [list.slice(0, size), ...chunks(list.slice(size), size)] : [];
 }
 
-function lineOf(column, name, values) {
-  return has(column) ? [{ name, about: MEASURES[column][1], values: values() }] : [];
-}
-
-function turned(line) {
-  return { ...line, values: line.values.map(unlike) };
+/** A line for each of the columns that the run has, under the name that the page has for it. */
+function linesOf(columns, values) {
+  return columns.filter(has).map((column) => {
+    const [name, about, write] = MEASURES[column];
+    const share = write === percent || column.startsWith('similarity');
+    return { name, about, write, share, percent: write === percent, values: values(column) };
+  });
 }
 
 function charts(groups) {
@@ -145,21 +170,22 @@ function charts(groups) {
     .map(([title, lines]) => chart(title, lines));
 }
 
-/** What the panel's maps did, as means over its images. */
+/** The panel's maps, as means over its images. */
 function attentionCharts(view) {
-  const mean = (column, name) => lineOf(column, name, () => panelMean(column, view));
+  const means = (...columns) => linesOf(columns, (column) => panelMean(column, view));
   return charts([
-    ['Attention, mean of the panel', [...mean('mask_share', 'inside the mask'), ...mean('border_share', 'on the border')]],
-    ['Change since the frame before', mean('similarity_prev', '1 − similarity').map(turned)],
+    ['Attention, mean of the panel', means('mask_share', 'border_share')],
+    ['Change, mean of the panel', means('similarity_prev')],
   ]);
 }
 
 function itemCharts(view, item) {
-  const over = (column, name) => lineOf(column, name, () => overFrames(column, view, item));
+  const over = (...columns) => linesOf(columns, (column) => overFrames(column, view, item));
+  const names = [...new Set(run.frames.map((_, frame) => className('target', view, item, frame)).filter(Boolean))];
   return charts([
-    ['Probability', over('prob', 'of the class explained')],
-    ['Attention', [...over('mask_share', 'inside the mask'), ...over('border_share', 'on the border')]],
-    ['Change', [...over('similarity_prev', '1 − similarity').map(turned), ...over('centroid_shift', 'shift of centre')]],
-    ['Loss', over('loss', 'of this image')],
+    [names.length === 1 ? `Probability of ${shorten(names[0], 30)}` : 'Probability', over('prob')],
+    ['Attention', over('mask_share', 'border_share')],
+    ['Change', over('similarity_prev', 'centroid_shift')],
+    ['Loss', over('loss')],
   ]);
 }

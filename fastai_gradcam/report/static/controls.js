@@ -4,19 +4,16 @@ function choices(id, pairs) {
   byId(id).replaceChildren(...pairs.map(([chosen, text]) => make('option', { value: chosen, textContent: text })));
 }
 
-/** A name with its middle left out: long names differ at their ends. */
-function shorten(text, length = 60) {
-  const characters = Array.from(text);
-  if (characters.length <= length) return text;
-  const end = Math.floor((length - 1) / 2);
-  return `${characters.slice(0, length - 1 - end).join('')}…${characters.slice(-end).join('')}`;
-}
-
 const CONTROLS = Object.keys(SETTINGS).filter((name) => SETTINGS[name].control);
 
 /** A control and its twin in the large view, if it has one. */
 function elementsOf(name) {
   return SETTINGS[name].large ? [byId(name), byId(`large-${name}`)] : [byId(name)];
+}
+
+/** What is hidden with a control: its label, or the row that holds both. */
+function holderOf(element) {
+  return element.closest('label, .slider');
 }
 
 function fillControls() {
@@ -40,7 +37,7 @@ function fillControls() {
     const [own, twin] = elementsOf(name);
     if (!twin) continue;
     if (own.options) twin.replaceChildren(...[...own.options].map((option) => option.cloneNode(true)));
-    twin.closest('label').hidden = own.closest('label').hidden;
+    holderOf(twin).hidden = holderOf(own).hidden;
   }
   byId('answer').closest('label').hidden = !has('correct');
 }
@@ -64,8 +61,11 @@ function showControls() {
       else element.value = state[name];
     }
   }
-  byId('alpha-now').textContent = `${Math.round(state.alpha * 100)} %`;
-  byId('threshold-now').textContent = state.threshold ? `${Math.round(state.threshold * 100)} %` : 'off';
+  const [opacity, below] = [percent(state.alpha), state.threshold ? percent(state.threshold) : 'off'];
+  elementsOf('alpha').forEach((element) => element.setAttribute('aria-valuetext', opacity));
+  byId('threshold').setAttribute('aria-valuetext', below);
+  byId('alpha-now').textContent = opacity;
+  byId('threshold-now').textContent = below;
   const filtered = ['label', 'answer', 'finding'].filter((name) => state[name]).length;
   byId('active').textContent = filtered ? `· ${filtered} filter${filtered > 1 ? 's' : ''} on` : '';
   drawLegend();

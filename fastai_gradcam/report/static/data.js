@@ -1,5 +1,7 @@
 // The run as it was written into the page, and how to look things up in it.
 
+document.documentElement.classList.add('js');
+
 const run = JSON.parse(document.getElementById('run-data').textContent);
 const itemCount = run.panel.length;
 const frameCount = run.frames.length;
@@ -7,23 +9,28 @@ const classCount = run.history.classes.length;
 const drawnFrames = run.frames.map((frame, i) => (frame.note ? -1 : i)).filter((i) => i >= 0);
 const latestFrame = drawnFrames.length ? drawnFrames[drawnFrames.length - 1] : Math.max(0, frameCount - 1);
 
+/** Each number: its one name on this page, what it means, and how it is written. */
 const MEASURES = {
-  prob: ['Probability', 'of the class that is explained'],
-  loss: ['Loss', 'of this image'],
-  mask_share: ['Mask share', 'share of the evidence that lies inside the mask'],
-  border_share: ['Border share', 'share of the evidence in the outermost ring of cells'],
-  concentration: ['Concentration', 'share of the evidence in the strongest tenth of the cells'],
-  entropy: ['Entropy', '0: one cell, 1: spread evenly'],
-  evidence: ['Evidence', 'sum of the raw map'],
-  negative_share: ['Negative share', 'share of the map that speaks against the class and is cut off'],
-  similarity_prev: ['Like frame before', 'correlation with the map of the frame before'],
-  similarity_first: ['Like first frame', 'correlation with the map of the first frame'],
-  iou_prev: ['Overlap with before', 'of the strongest fifth of the cells with the frame before'],
-  centroid_shift: ['Shift', 'how far the centre of the evidence moved since the frame before'],
-  centroid_x: ['Centre, across', '0: left edge, 1: right edge'],
-  centroid_y: ['Centre, down', '0: top edge, 1: bottom edge'],
-  pointing_hit: ['Peak in mask', 'whether the strongest point lies inside the mask'],
+  prob: ['Probability', 'of the class explained, as the model gives it', percent],
+  loss: ['Loss', 'of this image; 0 is best', number],
+  mask_share: ['Inside the mask', 'share of the attention that lies on the object', percent],
+  border_share: ['On the border', 'share of the attention in the outermost ring of cells', percent],
+  concentration: ['Concentration', 'share of the attention in the strongest tenth of the cells', percent],
+  entropy: ['Spread', '0: all attention in one cell, 1: the same in each (entropy)', number],
+  evidence: ['Attention in all', 'sum of the raw map; compare it before you compare brightness (evidence)', number],
+  negative_share: ['Cut off', 'share of the map that speaks against the class and is not shown', percent],
+  similarity_prev: ['Like the frame before', 'correlation of the two maps: 1 the same, 0 unrelated', number],
+  similarity_first: ['Like the first frame', 'correlation of the two maps: 1 the same, 0 unrelated', number],
+  iou_prev: ['Overlap with before', 'of the strongest fifth of the cells with those of the frame before', percent],
+  centroid_shift: ['Moved', 'how far the centre of the attention moved since the frame before, as a share of the picture', percent],
+  centroid_x: ['Centre, across', '0: left edge, 1: right edge', number],
+  centroid_y: ['Centre, down', '0: top edge, 1: bottom edge', number],
+  pointing_hit: ['Peak in the mask', 'whether the strongest point lies on the object', (x) => (x === null ? '–' : ['no', 'yes'][x])],
 };
+
+function inNumbers(column, x) {
+  return MEASURES[column][2](x);
+}
 
 function has(column) {
   return Boolean(run.history.columns[column]);
@@ -65,10 +72,6 @@ function frameMean(column, view, frame) {
   return known.length ? known.reduce((sum, x) => sum + x, 0) / known.length : null;
 }
 
-function unlike(similarity) {
-  return similarity === null ? null : 1 - similarity;
-}
-
 function bytes(text) {
   const characters = atob(text);
   const out = new Uint8Array(characters.length);
@@ -104,15 +107,11 @@ function number(x, digits = 3) {
 }
 
 function percent(x) {
-  return x === null ? '–' : `${Math.round(x * 100)}%`;
+  return x === null || x === undefined ? '–' : `${Math.round(x * 100)}%`;
 }
 
-const severalFits = new Set(run.frames.map((frame) => frame.fit)).size > 1;
-
 function frameTitle(frame) {
-  const { epoch, fit } = run.frames[frame];
-  if (epoch < 0) return 'before training';
-  return severalFits ? `fit ${fit} · epoch ${epoch}` : `epoch ${epoch}`;
+  return run.frames[frame].name;
 }
 
 /** An element with properties, attributes and children; text only ever becomes text. */
@@ -126,6 +125,22 @@ function make(tag, { attributes = {}, ...properties } = {}, ...children) {
 /** A name from the user's folders: it keeps its own direction and does not turn the text around it. */
 function named(text) {
   return make('bdi', { textContent: text });
+}
+
+/** A name with its middle left out: long names differ at their ends. */
+function shorten(text, length = 60) {
+  const characters = Array.from(text);
+  if (characters.length <= length) return text;
+  const end = Math.floor((length - 1) / 2);
+  return `${characters.slice(0, length - 1 - end).join('')}…${characters.slice(-end).join('')}`;
+}
+
+/** A name in two parts, the first of which gives way where there is no room: all of the text is there. */
+function flexible(text) {
+  const letters = typeof Intl.Segmenter === 'function' ? Array.from(new Intl.Segmenter().segment(text), (one) => one.segment) : Array.from(text);
+  const end = letters.length > 16 ? 8 : 0;
+  const parts = [letters.slice(0, letters.length - end).join(''), letters.slice(letters.length - end).join('')];
+  return parts.filter(Boolean).map((part, i) => make('span', { className: i ? 'end' : 'clip', textContent: part }));
 }
 
 function byId(id) {

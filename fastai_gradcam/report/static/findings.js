@@ -15,7 +15,8 @@ function fillFindings() {
   const cards = findings.map(findingCard);
   const rest = cards.slice(5);
   byId('findings').replaceChildren(...cards.slice(0, 5));
-  if (!cards.length) byId('findings').append(make('p', { className: 'quiet', textContent: 'Nothing stood out.' }));
+  if (!cards.length) byId('findings').append(make('p', { className: 'quiet', textContent: 'No finding.' }));
+  byId('checked').textContent = run.checked;
   if (rest.length) byId('findings').append(make('details', {}, make('summary', { textContent: `${rest.length} more` }), ...rest));
 }
 
@@ -24,12 +25,12 @@ function findingCard(finding, i) {
   const layer = run.layers.indexOf(finding.layer);
   const there = { ...(frame >= 0 && { frame }), ...(layer >= 0 && { layer }) };
   const links = make('p', { className: 'links' });
-  if (finding.items.length) links.append(link('only these', `Show only the images of finding ${i + 1}`, () => jump({ ...there, finding: String(i) })));
+  if (finding.items.length) links.append(link('show only these', `Show only the images of finding ${i + 1}`, () => jump({ ...there, finding: String(i) })));
   if (frame >= 0) links.append(link(`frame ${finding.frame}`, `Go to frame ${finding.frame}`, () => jump(there)));
   links.append(...finding.items.slice(0, 6).map((item) => itemLink(item, there)));
   if (finding.items.length > 6) links.append(make('span', { className: 'quiet', textContent: `and ${finding.items.length - 6} more` }));
   const heading = make('h3', {}, inWords(finding.kind));
-  heading.append(make('span', { className: 'severity', textContent: severityInWords(finding.severity), title: `severity ${number(finding.severity, 2)}` }));
+  heading.append(make('span', { className: 'severity', textContent: `severity ${severityInWords(finding.severity)}` }));
   const text = make('p', { dir: 'auto', textContent: finding.text });
   return make('article', { className: 'finding', attributes: { 'data-severity': severityInWords(finding.severity) } }, heading, text, links);
 }

@@ -9,7 +9,7 @@ function makeTile(entry, item) {
   const canvas = make('canvas', { width: entry.width, height: entry.height });
   const picture = make('button', { type: 'button', className: 'picture', attributes: { 'aria-haspopup': 'dialog' } }, canvas);
   picture.addEventListener('click', () => change({ item }));
-  const label = make('p', { className: 'label clip', title: `${entry.label}\n${entry.name}`, dir: 'auto', textContent: entry.label });
+  const label = make('p', { className: 'label', title: `${entry.label}\n${entry.name}`, dir: 'auto' }, ...flexible(entry.label));
   const answer = make('p', { className: 'answer' });
   const extra = make('p', { className: 'extra quiet small' });
   const element = make('article', { className: 'tile', attributes: { 'data-item': item } }, picture);
@@ -38,6 +38,7 @@ function drawTile(item) {
   paint(state, item, state.frame, photo, tile.out);
   context.putImageData(tile.out, 0, 0);
   if (state.outline) drawOutline(context, item, 1);
+  drawSlices(context, item);
 }
 
 function answerClass(item, frame = state.frame) {
@@ -55,7 +56,7 @@ function answerParts(item) {
   return [
     make('span', { className: 'sign', textContent: sign, attributes: { 'aria-hidden': 'true' } }),
     make('span', { className: 'unseen', textContent: said }),
-    make('bdi', { className: 'clip', textContent: pred, title: pred }),
+    make('bdi', { className: 'name', title: pred }, ...flexible(pred)),
     make('span', { className: 'prob', textContent: percent(value('pred_prob', state, item)) }),
   ];
 }
@@ -78,12 +79,12 @@ function extraParts(item) {
   const map = mapOf(state, item);
   if (map && !map.peak) parts.push(make('span', { textContent: map.peak === null ? 'map is not finite' : 'empty map' }));
   const target = className('target', state, item);
-  if (target && target !== className('pred', state, item)) {
-    const name = make('bdi', { className: 'clip', textContent: target, title: target });
-    parts.push(make('span', { className: 'target' }, 'map of', name, `(${percent(value('prob', state, item))})`));
+  if (target && (classCount > 1 || target !== className('pred', state, item))) {
+    const name = make('bdi', { className: 'name', title: target }, ...flexible(target));
+    parts.push(make('span', { className: 'target' }, 'map of', name, percent(value('prob', state, item))));
   }
   const [, , column] = SORTS.find(([name]) => name === state.sort);
-  if (column) parts.push(make('span', { textContent: `${MEASURES[column][0].toLowerCase()} ${number(value(column, state, item))}` }));
+  if (column) parts.push(make('span', { textContent: `${MEASURES[column][0].toLowerCase()} ${inNumbers(column, value(column, state, item))}` }));
   if (run.panel[item].note) parts.push(make('span', { textContent: `image left out: ${run.panel[item].note}` }));
   return parts;
 }
@@ -109,6 +110,7 @@ function matches(item) {
 
 function sorted(items) {
   const [, , column, weigh] = SORTS.find(([name]) => name === state.sort);
+  if (state.sort === 'label') return [...items].sort((a, b) => labels.indexOf(run.panel[a].label) - labels.indexOf(run.panel[b].label) || a - b);
   if (!column) return items;
   const weight = (item) => {
     const x = value(column, state, item);
@@ -139,17 +141,31 @@ function setTiles(items) {
   if (panel.contains(focus)) focus.focus({ preventScroll: true });
 }
 
+/** Whether maps vanish wholly below the threshold is said: else a page without colours has no reason. */
+function sayVanished() {
+  const hidden = shown.filter((item) => {
+    const map = mapOf(state, item);
+    return state.heat && state.threshold > 0 && map && map.peak && gain(state, item, map) < state.threshold;
+  });
+  byId('vanished').hidden = !hidden.length;
+  byId('vanished').textContent = hidden.length ? `${hidden.length} of ${shown.length} maps are wholly below ${percent(state.threshold)} of this scale and not drawn.` : '';
+}
+
 /** Images keep their places while the run plays, so that the eye can follow them. */
 views.push((changed) => {
   if (!playing() && (calls(changed, 'arrange') || changed.has('playing'))) arrange();
   if (calls(changed, 'caption')) tiles.forEach((_, item) => captionTile(item));
   if (calls(changed, 'draw')) inSight.forEach(drawTile);
+  if (calls(changed, 'draw') || calls(changed, 'arrange')) sayVanished();
+  if (changed.has('size')) panel.dataset.size = state.size;
 });
 
 addEventListener('beforeprint', () => shown.forEach((item) => inSight.add(item) && drawTile(item)));
 
 function startGrid() {
+  panel.dataset.size = state.size;
   arrange();
+  sayVanished();
   tiles.forEach((tile, item) => {
     captionTile(item);
     watcher.observe(tile.element);

@@ -5,7 +5,7 @@ function fillHeader() {
   byId('name').textContent = name;
   byId('name').title = name;
   const method = run.settings.method || '';
-  const parts = [arch, method, `${itemCount} images`, `${frameCount} frames`, run.layers.length === 1 ? `layer ${run.layers[0]}` : ''];
+  const parts = [arch, method, `${itemCount} validation images${run.panel[0]?.depth ? `, 4 of ${run.panel[0].depth} slices each` : ''}`, `${frameCount} frames`, run.layers.length === 1 ? `layer ${run.layers[0]}` : ''];
   byId('summary').replaceChildren(...parts.filter(Boolean).flatMap((part, i) => [i ? ' · ' : '', named(part)]));
   byId('status').textContent = status;
   byId('status').dataset.status = status;
@@ -15,6 +15,9 @@ function fillHeader() {
   byId('made').replaceChildren('Written ', updated.replace('T', ' ').slice(0, 16), ' by fastai_gradcam ', run.versions.fastai_gradcam || '');
   fillPairs('settings', run.settings);
   fillPairs('versions', run.versions);
+  const meanings = Object.entries(MEASURES).filter(([column]) => has(column)).map(([, [word, about]]) => [word, about]);
+  const metrics = ['the epoch\'s, of the whole training or validation set, as the progress table had them'];
+  fillPairs('meanings', Object.fromEntries([...meanings, ['Losses and metrics', metrics]]));
 }
 
 /** What an address would do: a link to a part of the page leads to the notebook's, and reloading to the same text. */
@@ -50,19 +53,22 @@ function fillNotes() {
 
 /** The frame in a sentence or two, next to the first one. */
 function tellStory() {
-  const frame = state.frame;
-  const first = drawnFrames[0];
+  const { frame } = state;
   const parts = [];
   const right = has('correct') ? rightAnswers(frame) : null;
-  if (right) parts.push('Right on ', strong(right[0]), ` of ${right[1]} images. `);
-  const column = ['mask_share', 'border_share'].find((name) => has(name) && panelMean(name, state)[frame] !== null);
-  if (column) parts.push(...tellPlace(column, frame, first));
+  if (right) parts.push('Right on ', strong(right[0]), ` of the panel's ${right[1]} images. `);
+  parts.push(...tellPlace(frame));
   if (!parts.length && run.frames[frame]?.note) parts.push('This frame has no numbers. ');
   const moved = has('similarity_prev') ? panelMean('similarity_prev', state) : [];
   const least = moved.reduce((best, x, i) => (x !== null && (best < 0 || x < moved[best]) ? i : best), -1);
-  if (least >= 0) parts.push('Attention changed most in ', link(`frame ${run.frames[least].frame}`, '', () => jump({ frame: least })), '.');
+  if (least >= 0) parts.push('Attention changed most in ', link(`frame ${run.frames[least].frame}`, '', () => jump({ frame: least })), '. ');
+  if (findings.length) parts.push(link(`${findings.length} finding${findings.length > 1 ? 's' : ''}`, '', showFindings), '.');
   byId('story').replaceChildren(...parts);
   byId('story').hidden = !frameCount;
+}
+
+function showFindings() {
+  byId('findings-section').scrollIntoView({ block: 'start' });
 }
 
 function rightAnswers(frame) {
@@ -70,23 +76,33 @@ function rightAnswers(frame) {
   return known.length ? [known.filter(Boolean).length, known.length] : null;
 }
 
-function tellPlace(column, frame, first) {
-  const shares = panelMean(column, state);
-  const where = column === 'mask_share' ? tellMasks() : tellBorder();
-  const parts = [strong(percent(shares[frame])), ` of the attention lies ${where}`];
-  if (frame !== first && shares[first] !== null) parts.push(`; ${frameTitle(first)} it was ${percent(shares[first])}`);
-  return [...parts, '. '];
+/** A share says little without what it would be by chance; attention on the border is told of where it is beyond it. */
+function tellPlace(frame) {
+  const [inside, border] = ['mask_share', 'border_share'].map((column) => (has(column) ? panelMean(column, state) : null));
+  if (inside && inside[frame] !== null) {
+    return [strong(percent(inside[frame])), ` of the attention lies ${tellMasks()}${tellFirst(inside, frame)}${tellEmpty(frame)}. `];
+  }
+  const { ring } = run.maps[state.layer];
+  if (border && border[frame] !== null && border[frame] > ring + 0.1) {
+    return [strong(percent(border[frame])), ` of the attention lies on the border, where ${percent(ring)} would lie by chance${tellFirst(border, frame)}${tellEmpty(frame)}. `];
+  }
+  return border && border[frame] !== null && !inside ? ['Without masks, no number says how much of the attention lies on the objects. '] : [];
 }
 
-/** A share says little without what it would be by chance. */
+function tellFirst(shares, frame) {
+  const first = drawnFrames[0];
+  return frame !== first && shares[first] !== null ? `; ${frameTitle(first)} it was ${percent(shares[first])}` : '';
+}
+
 function tellMasks() {
   const areas = run.panel.map((entry) => entry.mask_area).filter((area) => area !== null);
   const mean = areas.reduce((sum, area) => sum + area, 0) / areas.length;
   return areas.length ? `inside the masks, which cover ${percent(mean)} of the pictures` : 'inside the masks';
 }
 
-function tellBorder() {
-  return `on the border, which is ${percent(run.maps[state.layer].ring)} of the map`;
+function tellEmpty(frame) {
+  const empty = run.panel.filter((_, item) => mapOf(state, item, frame)?.peak === 0).length;
+  return empty ? ` (${empty} empty map${empty > 1 ? 's' : ''} not counted)` : '';
 }
 
 function strong(text) {

@@ -32,7 +32,8 @@ function drawLarge() {
   const context = stage.getContext('2d');
   context.imageSmoothingQuality = 'high';
   context.drawImage(small, 0, 0, stage.width, stage.height);
-  drawOutline(context, item, zoom);
+  if (state.outline) drawOutline(context, item, zoom);
+  drawSlices(context, item);
 }
 
 function captionLarge() {
@@ -43,7 +44,8 @@ function captionLarge() {
   byId('large-missing').hidden = !note;
   byId('large-missing').textContent = note ? `Frame ${frame} ${note}` : '';
   stage.setAttribute('aria-label', `Where the model looks, frame ${frame}`);
-  byId('facts-title').textContent = `Frame ${frame}, ${frameTitle(state.frame)}`;
+  byId('large-when').textContent = `Frame ${frame} · ${frameTitle(state.frame)}`;
+  byId('facts-title').textContent = `The numbers of frame ${frame}, ${frameTitle(state.frame)}`;
   byId('facts').replaceChildren(...Object.keys(MEASURES).filter(has).flatMap((column) => fact(column, item)));
   byId('large-frame').value = state.frame;
   byId('large-frame').setAttribute('aria-valuetext', `frame ${frame}, ${frameTitle(state.frame)}`);
@@ -55,9 +57,8 @@ function captionLarge() {
 
 function fact(column, item) {
   const [name, about] = MEASURES[column];
-  const x = value(column, state, item);
-  const text = column === 'pointing_hit' && x !== null ? ['no', 'yes'][x] : number(x);
-  return [make('dt', { textContent: name, title: about }), make('dd', { textContent: text })];
+  const words = inNumbers(column, value(column, state, item));
+  return [make('dt', {}, make('b', { textContent: words }), ` ${name}`), make('dd', { className: 'quiet', textContent: about })];
 }
 
 /** A few frames spread evenly over the run, the first and the last among them. */
@@ -73,21 +74,28 @@ function drawFilm() {
   const photo = photoOf(item, drawFilm);
   if (!photo) {
     byId('film').replaceChildren();
+    byId('beside').replaceChildren();
     return;
   }
-  byId('film').replaceChildren(...filmFrames().map((frame) => filmPicture(item, frame, photo)));
+  byId('film').replaceChildren(...filmFrames().map((frame) => {
+    const { frame: name } = run.frames[frame];
+    const button = thumbnail({ ...state, frame }, item, photo, String(name), () => goTo(frame));
+    button.setAttribute('aria-label', `Frame ${name}`);
+    button.dataset.frame = frame;
+    return button;
+  }));
+  drawBeside(item, photo);
   captionLarge();
 }
 
-function filmPicture(item, frame, photo) {
-  const canvas = make('canvas', { width: photo.width, height: photo.height });
+/** A small picture of the image as `view` shows it, which leads there. */
+function thumbnail(view, item, photo, words, act) {
+  const canvas = scratch(photo.width, photo.height);
   const out = new ImageData(photo.width, photo.height);
-  paint({ ...state, heat: true }, item, frame, photo, out);
+  paint({ ...view, heat: true }, item, view.frame, photo, out);
   canvas.getContext('2d').putImageData(out, 0, 0);
-  const name = run.frames[frame].frame;
-  const button = make('button', { type: 'button', attributes: { 'aria-label': `Frame ${name}`, 'data-frame': frame } }, canvas);
-  button.append(make('span', { textContent: name }));
-  button.addEventListener('click', () => goTo(frame));
+  const button = make('button', { type: 'button' }, canvas, make('span', { className: 'clip', textContent: words, title: words }));
+  button.addEventListener('click', act);
   return button;
 }
 
@@ -105,6 +113,12 @@ function fillLarge() {
   captionLarge();
   drawFilm();
   drawLarge();
+}
+
+function showLargeFrame() {
+  captionLarge();
+  const photo = photoOf(state.item, drawFilm);
+  if (photo) drawBeside(state.item, photo);
 }
 
 function openLarge() {
@@ -132,7 +146,7 @@ views.push((changed) => {
   if (changed.has('item') && state.item === null && dialog.open) dialog.close();
   if (state.item === null) return;
   if (['item', 'layer', 'cls'].some((name) => changed.has(name))) openLarge();
-  else if (changed.has('frame')) captionLarge();
+  else if (changed.has('frame')) showLargeFrame();
   if (calls(changed, 'draw')) drawLarge();
   if (['cmap', 'alpha', 'threshold', 'scale'].some((name) => changed.has(name))) drawFilm();
 });

@@ -164,3 +164,27 @@ function drawOutline(context, item, zoom) {
   }
   context.restore();
 }
+
+/** Of a volume, borders between the four slices that are drawn, and the number of each. */
+function drawSlices(context, item) {
+  const { depth } = run.panel[item];
+  if (!depth) return;
+  const { width, height } = context.canvas;
+  context.save();
+  context.fillStyle = '#fff';
+  context.fillRect(Math.round(width / 2) - 1, 0, 2, height);
+  context.fillRect(0, Math.round(height / 2) - 1, width, 2);
+  const size = Math.max(9, Math.round(Math.min(width, height) / 16));
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  context.textAlign = 'right';
+  for (let i = 0; i < 4; i += 1) {
+    const words = String(Math.floor(((i + 0.5) / 4) * depth) + 1);
+    const [x, y] = [((i % 2) + 1) * (width / 2) - 4, (Math.floor(i / 2) + 1) * (height / 2) - 4];
+    const wide = context.measureText(words).width;
+    context.fillStyle = '#fff';
+    context.fillRect(x - wide - 3, y - size, wide + 6, size + 4);
+    context.fillStyle = '#3c4149';
+    context.fillText(words, x, y);
+  }
+  context.restore();
+}

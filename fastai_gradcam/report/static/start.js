@@ -21,7 +21,7 @@ views.push((changed) => {
 function start() {
   startTransport();
   if (framed) fitIntoFrame();
-  byId('tools').open = matchMedia('(min-width: 720px)').matches;
+  byId('tools').open = matchMedia('(min-width: 1100px)').matches;
   fillHeader();
   fillNotes();
   fillTicks();

@@ -5,13 +5,17 @@ const framed = location.protocol === 'about:';
 
 const SORTS = [
   ['panel', 'panel order', null, () => 0],
-  ['change', 'change since the frame before', 'similarity_prev', (x) => x],
-  ['shift', 'shift of the centre', 'centroid_shift', (x) => -x],
-  ['drift', 'change since the first frame', 'similarity_first', (x) => x],
-  ['mask', 'mask share, least first', 'mask_share', (x) => x],
-  ['border', 'border share, most first', 'border_share', (x) => -x],
+  ['change', 'like the frame before, least first', 'similarity_prev', (x) => x],
+  ['shift', 'moved, most first', 'centroid_shift', (x) => -x],
+  ['drift', 'like the first frame, least first', 'similarity_first', (x) => x],
+  ['mask', 'inside the mask, least first', 'mask_share', (x) => x],
+  ['border', 'on the border, most first', 'border_share', (x) => -x],
   ['loss', 'loss, highest first', 'loss', (x) => -x],
+  ['prob', 'probability, least first', 'prob', (x) => x],
+  ['evidence', 'attention in all, least first', 'evidence', (x) => x],
+  ['entropy', 'spread, most first', 'entropy', (x) => -x],
 ].filter(([, , column]) => !column || has(column));
+if (new Set(run.panel.map((entry) => entry.label)).size > 1) SORTS.push(['label', 'label', null, () => 0]);
 
 const THEMES = ['auto', 'light', 'dark'];
 const labels = [...new Set(run.panel.map((entry) => entry.label))];
@@ -32,15 +36,16 @@ const SETTINGS = {
   layer: { first: Math.max(0, run.layers.length - 1), read: place(run.layers.length), follow: 'arrange draw caption', control: true, large: true },
   cls: { first: 0, read: place(classCount), follow: 'arrange draw caption', control: true, large: true },
   cmap: { first: run.defaults.cmap, read: oneOf(Object.keys(run.cmaps)), follow: 'draw', control: true, large: true },
-  alpha: { first: run.defaults.alpha, read: between(0, 1), follow: 'draw', control: true },
+  alpha: { first: run.defaults.alpha, read: between(0, 1), follow: 'draw', control: true, large: true },
   threshold: { first: 0, read: between(0, 0.95), follow: 'draw', control: true },
   scale: { first: 'map', read: oneOf(['map', 'image', 'all']), follow: 'draw', control: true, large: true },
-  outline: { first: false, read: flag, write: Number, follow: 'draw', control: true },
+  outline: { first: false, read: flag, write: Number, follow: 'draw', control: true, large: true },
   heat: { first: true, read: flag, write: Number, follow: 'draw', control: true, large: true },
   label: { first: '', read: (text) => oneOf(labels)(text), follow: 'arrange', control: true },
   answer: { first: '', read: oneOf(['right', 'wrong']), follow: 'arrange', control: true },
   finding: { first: '', read: (text) => (findingItems(text) ? text : undefined), follow: 'arrange', control: true },
   sort: { first: 'panel', read: oneOf(SORTS.map(([name]) => name)), follow: 'arrange caption', control: true },
+  size: { first: 'medium', read: oneOf(['small', 'medium', 'large']), follow: '', control: true },
   item: { first: null, read: place(itemCount), follow: '' },
   theme: { first: 'auto', read: oneOf(THEMES), follow: '' },
 };
