@@ -110,11 +110,10 @@ def execute(block: Block, names: dict) -> None:
 
 
 def show(value) -> None:
+    "As a notebook: what has pictures of itself must give one."
     for one in value if isinstance(value, tuple) else (value,):
-        for kind in ("_repr_png_", "_repr_html_"):
-            if hasattr(one, kind):
-                assert getattr(one, kind)() is not None
-                break
+        known = [kind for kind in ("_repr_png_", "_repr_jpeg_", "_repr_html_") if hasattr(one, kind)]
+        assert not known or any(getattr(one, kind)() is not None for kind in known)
 
 
 def commands_of(block: Block) -> list[list[str]]:
