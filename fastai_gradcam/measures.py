@@ -11,14 +11,28 @@ A map is a non-negative array: `(h, w)` for an image, any number of spatial axes
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image
 
-from ._errors import GradCAMError
+from ._cells import (
+    NAN,
+    against_mask,
+    border_of,
+    border_share_of,
+    cells_of,
+    centroid_of,
+    concentration_of,
+    deviations_of,
+    divide,
+    entropy_of,
+    finite_cells,
+    iou_of,
+    pearson,
+    shares_of,
+    top_of,
+)
 
 __all__ = [
     "MEASURES",
@@ -55,13 +69,6 @@ MEASURES = (
 
 # A float for one map, an array for several (as in numpy reductions).
 Numbers = Any
-Space = tuple[int, ...]
-
-NAN = float("nan")
-CONCENTRATED = 10  # per cent of cells
-TOP = 20  # per cent of cells
-# Pillow resizes in float32: pixels this close to the highest are as high.
-SAME_HEIGHT = 1e-6
 
 
 def evidence(map: ArrayLike, dims: int | None = None) -> Numbers:
@@ -71,7 +78,7 @@ def evidence(map: ArrayLike, dims: int | None = None) -> Numbers:
     >>> float(evidence([[0, 1], [2, 5]]))
     8.0
     """
-    cells, _ = _cells(map, dims)
+    cells, _ = cells_of(map, dims)
     return cells.sum(-1)[()]
 
 
@@ -82,9 +89,9 @@ def negative_share(signed_map: ArrayLike, dims: int | None = None) -> Numbers:
     >>> float(negative_share([[3, -1], [0, 0]]))
     0.25
     """
-    signed, _ = _finite(signed_map, dims)
+    signed, _ = finite_cells(signed_map, dims)
     against = np.maximum(-signed, 0.0).sum(-1)
-    return _divide(against, np.abs(signed).sum(-1))[()]
+    return divide(against, np.abs(signed).sum(-1))[()]
 
 
 def entropy(map: ArrayLike, dims: int | None = None) -> Numbers:
@@ -94,7 +101,7 @@ def entropy(map: ArrayLike, dims: int | None = None) -> Numbers:
     >>> float(entropy([[1, 1], [1, 1]])), float(entropy([[1, 0], [0, 0]]))
     (1.0, 0.0)
     """
-    return _entropy(_shares(_cells(map, dims)[0]))[()]
+    return entropy_of(shares_of(cells_of(map, dims)[0]))[()]
 
 
 def concentration(map: ArrayLike, dims: int | None = None) -> Numbers:
@@ -104,7 +111,7 @@ def concentration(map: ArrayLike, dims: int | None = None) -> Numbers:
     >>> float(concentration([[3, 1], [0, 0]]))  # one of four cells is the highest 10 %
     0.75
     """
-    return _concentration(_shares(_cells(map, dims)[0]))[()]
+    return concentration_of(shares_of(cells_of(map, dims)[0]))[()]
 
 
 def border_share(map: ArrayLike, dims: int | None = None) -> Numbers:
@@ -117,8 +124,8 @@ def border_share(map: ArrayLike, dims: int | None = None) -> Numbers:
     >>> float(border_share([[1, 1, 1], [1, 2, 1], [1, 1, 1]]))
     0.8
     """
-    cells, space = _cells(map, dims)
-    return _border_share(_shares(cells), space)[()]
+    cells, space = cells_of(map, dims)
+    return border_share_of(shares_of(cells), space)[()]
 
 
 def centroid(map: ArrayLike, dims: int | None = None) -> tuple[Numbers, Numbers]:
@@ -130,8 +137,8 @@ def centroid(map: ArrayLike, dims: int | None = None) -> tuple[Numbers, Numbers]
     >>> [float(c) for c in centroid([[0, 0], [0, 1]])]
     [0.75, 0.75]
     """
-    cells, space = _cells(map, dims)
-    y, x = _centroid(_shares(cells), space)
+    cells, space = cells_of(map, dims)
+    y, x = centroid_of(shares_of(cells), space)
     return y[()], x[()]
 
 
@@ -153,10 +160,10 @@ def similarity(map: ArrayLike, other: ArrayLike, dims: int | None = None) -> Num
     >>> round(float(similarity([[0, 1], [2, 3]], [[0, 2], [4, 6]])), 3), round(float(similarity([[0, 1]], [[1, 0]])), 3)
     (1.0, -1.0)
     """
-    (cells, space), (others, other_space) = _cells(map, dims), _cells(other, dims)
+    (cells, space), (others, other_space) = cells_of(map, dims), cells_of(other, dims)
     if space != other_space:
         return NAN
-    return _pearson(_deviations(cells), _deviations(others))[()]
+    return pearson(deviations_of(cells), deviations_of(others))[()]
 
 
 def iou_top(map: ArrayLike, other: ArrayLike, dims: int | None = None) -> Numbers:
@@ -169,10 +176,10 @@ def iou_top(map: ArrayLike, other: ArrayLike, dims: int | None = None) -> Number
     >>> float(iou_top([[0, 1, 2, 3, 4, 9]], [[0, 1, 2, 3, 9, 4]]))  # the two highest of six cells
     1.0
     """
-    (cells, space), (others, other_space) = _cells(map, dims), _cells(other, dims)
+    (cells, space), (others, other_space) = cells_of(map, dims), cells_of(other, dims)
     if space != other_space:
         return NAN
-    return _iou(_top(cells), _top(others))[()]
+    return iou_of(top_of(cells), top_of(others))[()]
 
 
 def mask_share(map: ArrayLike, mask: ArrayLike) -> float:
@@ -189,7 +196,7 @@ def mask_share(map: ArrayLike, mask: ArrayLike) -> float:
     >>> round(float(mask_share([[1, 0], [1, 0]], mask)), 2), round(float(mask_share([[1, 1], [1, 1]], mask)), 2)
     (0.88, 0.5)
     """
-    return _against_mask(map, mask)[0]
+    return against_mask(map, mask)[0]
 
 
 def pointing_hit(map: ArrayLike, mask: ArrayLike) -> bool | float:
@@ -204,7 +211,7 @@ def pointing_hit(map: ArrayLike, mask: ArrayLike) -> bool | float:
     >>> bool(pointing_hit([[9, 0], [0, 0]], mask)), bool(pointing_hit([[0, 9], [0, 0]], mask))
     (True, False)
     """
-    return _against_mask(map, mask)[1]
+    return against_mask(map, mask)[1]
 
 
 def measure(
@@ -228,145 +235,32 @@ def measure(
     """
     map = np.asarray(map)
     dims = map.ndim
-    cells, space = _cells(map, dims)
+    cells, space = cells_of(map, dims)
     row: dict[str, float | bool] = dict.fromkeys(MEASURES, NAN)
     row["evidence"] = total = float(cells.sum(-1))
     if total != total:
         return row
     if signed_negative_share is not None:
         row["negative_share"] = float(signed_negative_share)
-    shares, deviations = _shares(cells), _deviations(cells)
-    y, x = _centroid(shares, space)
-    row["entropy"] = float(_entropy(shares))
-    row["concentration"] = float(_concentration(shares))
-    row["border_share"] = float(_border_share(shares, space))
+    shares, deviations = shares_of(cells), deviations_of(cells)
+    y, x = centroid_of(shares, space)
+    row["entropy"] = float(entropy_of(shares))
+    row["concentration"] = float(concentration_of(shares))
+    row["border_share"] = float(border_share_of(shares, space))
     row["centroid_y"], row["centroid_x"] = float(y), float(x)
     if previous is not None:
-        before, before_space = _cells(previous, np.ndim(previous))
-        row["centroid_shift"] = float(centroid_shift((y, x), _centroid(_shares(before), before_space)))
+        before, before_space = cells_of(previous, np.ndim(previous))
+        row["centroid_shift"] = float(centroid_shift((y, x), centroid_of(shares_of(before), before_space)))
         if before_space == space:
-            row["similarity_prev"] = float(_pearson(deviations, _deviations(before)))
-            row["iou_prev"] = float(_iou(_top(cells), _top(before)))
+            row["similarity_prev"] = float(pearson(deviations, deviations_of(before)))
+            row["iou_prev"] = float(iou_of(top_of(cells), top_of(before)))
     if first is not None and np.shape(first) == space:
-        row["similarity_first"] = float(_pearson(deviations, _deviations(_cells(first, dims)[0])))
+        row["similarity_first"] = float(pearson(deviations, deviations_of(cells_of(first, dims)[0])))
     if mask is not None and (dims == 2 or np.shape(mask) == space):
-        row["mask_share"], row["pointing_hit"] = _against_mask(map, mask)
+        row["mask_share"], row["pointing_hit"] = against_mask(map, mask)
     return row
-
-
-def _finite(map: ArrayLike, dims: int | None) -> tuple[np.ndarray, Space]:
-    """`map` as float64 `(…, n)`, all NaN where one cell is not finite; and the shape of its space."""
-    map = np.asarray(map, dtype=np.float64)
-    dims = min(2, map.ndim) if dims is None else dims
-    if not 1 <= dims <= map.ndim:
-        raise GradCAMError(f"a map of shape {map.shape} has no {max(dims, 1)} axes of space")
-    space = map.shape[map.ndim - dims :]
-    flat = map.reshape(*map.shape[: map.ndim - dims], -1)
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(np.abs(flat).sum(-1, keepdims=True))
-    return (flat if finite.all() else np.where(finite, flat, NAN)), space
-
-
-def _cells(map: ArrayLike, dims: int | None) -> tuple[np.ndarray, Space]:
-    flat, space = _finite(map, dims)
-    return np.maximum(flat, 0.0), space
-
-
-def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(part), NAN), where=np.greater(whole, 0))
-
-
-def _shares(cells: np.ndarray) -> np.ndarray:
-    return _divide(cells, cells.sum(-1, keepdims=True))
-
-
-def _entropy(shares: np.ndarray) -> np.ndarray:
-    n = shares.shape[-1]
-    if n == 1:
-        return np.full(shares.shape[:-1], NAN)
-    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    return np.minimum(np.abs((shares * logs).sum(-1)) / np.log(n), 1.0)
-
-
-def _count(n: int, per_cent: int) -> int:
-    return -(-n * per_cent // 100)
-
-
-def _concentration(shares: np.ndarray) -> np.ndarray:
-    n = shares.shape[-1]
-    k = _count(n, CONCENTRATED)
-    return np.minimum(np.partition(shares, n - k, axis=-1)[..., n - k :].sum(-1), 1.0)
 
 
 def ring_share(space: Sequence[int]) -> float:
     "The share of a map's cells in its outermost ring: the border share of evenly spread attention."
-    return float(_border(tuple(space)).mean())
-
-
-@lru_cache(maxsize=64)
-def _border(space: Space) -> np.ndarray:
-    border = np.ones(space, dtype=bool)
-    border[(slice(1, -1),) * len(space)] = False
-    return border.ravel()
-
-
-def _border_share(shares: np.ndarray, space: Space) -> np.ndarray:
-    return np.minimum(shares[..., _border(space)].sum(-1), 1.0)
-
-
-def _centroid(shares: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
-    lead = shares.shape[:-1]
-    if len(space) < 2:
-        return np.full(lead, NAN), np.full(lead, NAN)
-    h, w = space[-2:]
-    seen = shares.reshape(*lead, -1, h, w).sum(-3)
-    return seen.sum(-1) @ _centres(h), seen.sum(-2) @ _centres(w)
-
-
-@lru_cache(maxsize=64)
-def _centres(n: int) -> np.ndarray:
-    return (np.arange(n) + 0.5) / n
-
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    norms = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    return np.maximum(np.minimum(_divide((a * b).sum(-1), norms), 1.0), -1.0)
-
-
-def _deviations(cells: np.ndarray) -> np.ndarray:
-    # Over the maximum a constant map is exactly 1, so that its deviations are 0 and not a rounded mean's.
-    scaled = _divide(cells, cells.max(-1, keepdims=True))
-    return scaled - scaled.sum(-1, keepdims=True) / scaled.shape[-1]
-
-
-def _top(cells: np.ndarray) -> np.ndarray:
-    n = cells.shape[-1]
-    k = _count(n, TOP)
-    lowest = np.partition(cells, n - k, axis=-1)[..., n - k, None]
-    return (cells >= lowest) & (cells > 0)
-
-
-def _iou(top: np.ndarray, other: np.ndarray) -> np.ndarray:
-    both, either = (top & other).sum(-1), (top | other).sum(-1)
-    defined = top.any(-1) & other.any(-1)
-    return np.divide(both, either, out=np.full(np.shape(both), NAN), where=defined)
-
-
-# A cell far below the peak vanishes in float32, as it should.
-@np.errstate(under="ignore")
-def _against_mask(map: ArrayLike, mask: ArrayLike) -> tuple[float, bool | float]:
-    map, inside = np.asarray(map), np.asarray(mask) != 0
-    if inside.shape != map.shape and (map.ndim != 2 or inside.ndim != 2):
-        raise GradCAMError(f"a mask of shape {inside.shape} cannot be laid over a map of shape {map.shape}")
-    cells, space = _cells(map, map.ndim)
-    peak = cells.max()
-    if not peak > 0 or not inside.any():
-        return NAN, NAN
-    pixels = (cells / peak).reshape(space)
-    if inside.shape != space:
-        small = Image.fromarray(pixels.astype(np.float32))
-        pixels = np.asarray(small.resize(inside.shape[::-1], Image.Resampling.BILINEAR))
-    share = pixels[inside].sum(dtype=np.float64) / pixels.sum(dtype=np.float64)
-    highest = pixels >= pixels.max() * (1 - SAME_HEIGHT)
-    hit = 2 * (highest & inside).sum() >= highest.sum()
-    return min(float(share), 1.0), bool(hit)
+    return float(border_of(tuple(space)).mean())

@@ -102,6 +102,7 @@ def test_metrics_are_the_recorders_and_end_up_in_the_heading(tuned):
             assert value == pytest.approx(float(log[name]), rel=1e-12)
         words = heading(frame)
         assert words.startswith(f"{frame_name(frame).capitalize()}\n")
+        assert frame.frozen == (frame.fit == 0) == ("frozen" in words)
         assert f"accuracy {frame.metrics['accuracy']:.4g}" in words and "valid_loss" in words
 
 

@@ -118,3 +118,18 @@ def test_curves_have_whole_frames_and_a_legend(run):
     ax.figure.canvas.draw()
     assert all(float(tick).is_integer() for tick in ax.get_xticks())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mean of the panel", "each image"]
+
+
+@pytest.mark.parametrize("space, depth", [((8, 16, 16), 8), ((16, 16), None)])
+def test_a_run_of_volumes_says_how_many_slices_they_have(space, depth, tmp_path):
+    import torch
+    from torch import nn
+
+    from fastai_gradcam import Watch
+
+    conv, pool = (nn.Conv3d, nn.AdaptiveAvgPool3d) if depth else (nn.Conv2d, nn.AdaptiveAvgPool2d)
+    model = nn.Sequential(conv(1, 4, 3, padding=1), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(4, 2))
+    with Watch(model, torch.rand(2, 1, *space), labels=[0, 1], vocab=["a", "b"], path=tmp_path) as watch:
+        watch(0)
+    assert [entry.get("depth") for entry in watch.run.panel] == [depth] * 2
+    assert Series(watch.run, None).about == ("" if depth is None else "4 of 8 slices")

@@ -841,6 +841,7 @@ def test_a_run_without_frames_says_so(tmp_path, open_page):
     assert "no frames yet" in open_page(report_of(folder)).inner_text("#notes")
 
 
+@pytest.mark.slow
 def test_a_hundred_frames_open_soon(tmp_path, open_page):
     # 64 × 200 maps of 7 × 7 cells are 0.8 MB as text, their numbers 1.5 MB, 64 images 0.6 MB: 4 MB is still a mail.
     for n, frames, most in ((16, 100, 2e6), (64, 200, 4e6)):

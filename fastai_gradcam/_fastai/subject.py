@@ -26,6 +26,7 @@ def subject_of(learner: Callable[[], Learner], loss: Callable[[], Any]) -> Subje
         loss=loss,
         layers=lambda layer: resolve_layer(learner(), layer),
         loggers=lambda: loggers_of(learner()),
+        frozen=lambda: bool(getattr(learner().opt, "frozen_idx", 0)),
         arch=getattr(arch, "__name__", None) or (arch if isinstance(arch, str) else None),
     )
 

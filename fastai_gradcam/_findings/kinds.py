@@ -8,7 +8,6 @@ says why a kind cannot be looked for in a run, so that "not found" is never said
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,47 +15,10 @@ import pandas as pd
 
 from .._run.words import brief
 from .panel import Panel
-from .rows import Groups, Hits, Kind, by_class, explained, in_place, per_cent, places_of, where
+from .registry import answers, finding, frames, kinds, masks, nothing
+from .rows import Groups, Hits, by_class, explained, in_place, per_cent, places_of, where
 
 __all__ = ["kinds"]
-
-kinds: dict[str, Kind] = {}
-
-Look = Callable[[Panel], Hits]
-
-
-# --- what a kind needs
-
-
-def nothing(panel: Panel) -> str:
-    return ""
-
-
-def training(panel: Panel) -> str:
-    return "" if panel.trained else "no frame after training"
-
-
-def answers(panel: Panel) -> str:
-    return training(panel) or ("" if panel.last["correct"].notna().any() else "no labels")
-
-
-def masks(panel: Panel) -> str:
-    return answers(panel) or ("" if panel.last["mask_share"].notna().any() else "no masks")
-
-
-def frames(panel: Panel) -> str:
-    fewest = panel.thresholds.late_frames
-    return training(panel) or ("" if len(panel.frames) >= fewest else f"fewer than {fewest} frames")
-
-
-def finding(
-    name: str, low: float, high: float, title: str, lacks: Callable[[Panel], str] = training
-) -> Callable[[Look], Look]:
-    def register(look: Look) -> Look:
-        kinds[name] = Kind(name, low, high, title, look, lacks)
-        return look
-
-    return register
 
 
 @finding("non_finite", 1.0, 1.0, "Maps that are not finite", nothing)

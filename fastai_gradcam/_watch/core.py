@@ -25,7 +25,7 @@ from ..run import Run
 from .begin import adopt, check_resumable, claim, create
 from .faults import Faults
 from .look import Look, in_chunks, losses
-from .nested import on_device_of, rows
+from .nested import on_device_of, rows, tensors
 from .panel import Panel
 from .publish import ReportRefresher, publish
 from .settings import Logger, Settings
@@ -45,6 +45,7 @@ class Subject:
 
     `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss of each image.
     `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
+    `frozen()`: whether the body of the network is frozen at the moment.
     """
 
     owner: ref[Any]
@@ -52,6 +53,7 @@ class Subject:
     loss: Callable[[], Any] = lambda: None
     layers: Callable[[Any], list[str]] | None = None
     loggers: Callable[[], list[Logger]] = list
+    frozen: Callable[[], bool] = lambda: False
     arch: str | None = None
 
 
@@ -72,6 +74,7 @@ class Watcher:
     _first: dict[str, np.ndarray] | None = None
     _previous: dict[str, np.ndarray] | None = None
     _shown: NotebookGrid | None = None
+    _depth: int | None = None
 
     panel: Panel = field(init=False)
     task: Task = field(init=False)
@@ -102,6 +105,7 @@ class Watcher:
             probe = self._cams(slice(0, min(2, len(self.panel))), layers)
             self.layers = probe.layers
             _check_shapes(probe)
+            self._depth = _depth(self.panel, probe)
             if exists:
                 self._resume(Run(path))
             else:
@@ -123,6 +127,7 @@ class Watcher:
             images=p.images,
             masks=p.masks,
             draw=frame_grid,
+            depth=self._depth,
         )
 
     def _resume(self, run: Run) -> None:
@@ -155,7 +160,7 @@ class Watcher:
 
     def take(self, epoch: int, metrics: dict[str, float | None]) -> None:
         "One frame of the panel, whatever happens."
-        frame = Frame(self._number, self.fit, epoch, metrics)
+        frame = Frame(self._number, self.fit, epoch, metrics, frozen=self.subject.frozen())
         failure = None
         try:
             with self._guarded():
@@ -252,6 +257,13 @@ class Watcher:
         with self.faults.harmless("drawing the run", raising):
             publish(self.writer.path)
         self.faults.report(self.writer.take_errors(), raising)
+
+
+def _depth(panel: Panel, cams: CAMs) -> int | None:
+    "How many slices each volume has, if the maps are of volumes."
+    per_image = 1 + (cams.target is not None and cams.target.ndim == 2)
+    volumes = [t for t in tensors(panel.x) if t.ndim == 5]
+    return volumes[0].shape[2] if volumes and cams.maps[0].ndim - per_image == 3 else None
 
 
 def _check_shapes(cams: CAMs) -> None:
