@@ -1,6 +1,7 @@
 """What a frame costs, by counting and never by the clock: passes, modules in the backward pass, files, decoded images."""
 
 import gc
+import re
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -16,6 +17,7 @@ from fastai_gradcam import GradCAMCallback
 from fastai_gradcam._run import writer
 from fastai_gradcam._watch.core import Watcher
 
+# Enough to see what grows from one frame to the next.
 EPOCHS = 3
 # An audit hook cannot be taken away again: it asks this list where to write, and writes nowhere while it is empty.
 _watching: list[list] = []
@@ -48,7 +50,7 @@ class Alive(Callback):
 def watched(image_folder, tmp_path, monkeypatch):
     "A function that trains with the callback and gives what each frame cost: passes, backward passes, modules, files."
 
-    def train(**settings):
+    def train(epochs=1, **settings):
         learn = tiny_learner(image_folder, tmp_path)
         watch = GradCAMCallback(path=tmp_path / "runs", name="run", show=False, **settings)
         alive = Alive()
@@ -81,8 +83,8 @@ def watched(image_folder, tmp_path, monkeypatch):
 
         monkeypatch.setattr(Watcher, "take", took)
         learn.add_cbs([watch, alive])
-        learn.fit(EPOCHS)
-        assert [f["status"] for f in learn.grad_cam.run.frames] == ["ok"] * (EPOCHS + 1)
+        learn.fit(epochs)
+        assert [f["status"] for f in learn.grad_cam.run.frames] == ["ok"] * (epochs + 1)
         return learn, alive, frames
 
     return train
@@ -118,7 +120,8 @@ def _files(opened, run):
             # Whatever else is opened, no image of the data is.
             assert event != "open" or place.suffix not in (".png", ".jpg"), f"{place} was decoded again"
             continue
-        name = place.relative_to(run).as_posix()
+        # A file that is put in place later has the process and the thread in its name.
+        name = re.sub(r"\.\d+-\d+\.part$", ".part", place.relative_to(run).as_posix())
         if event == "os.rename":
             put[name] += 1
         elif isinstance(args[1], str) and set(args[1]) & set("wax+"):
@@ -145,17 +148,18 @@ def test_the_size_of_what_a_frame_writes_does_not_grow(watched, monkeypatch):
     frames, sizes = [], {}
 
     def counting(write):
-        def counted(file, data):
-            sizes[file.name.replace(".part", "").partition("-")[0]] = len(data)
-            write(file, data)
+        def counted(file, data, *at):
+            sizes[file.name.partition("-")[0]] = len(data)
+            written = write(file, data, *at)
             if file.name == "run.json":  # the last file of a frame
                 frames.append(dict(sizes))
+            return written
 
         return counted
 
-    for name in ("write_whole", "append"):
+    for name in ("write_whole", "append_at"):
         monkeypatch.setattr(writer, name, counting(getattr(writer, name)))
-    watched(n=4)
+    watched(EPOCHS, n=4)
     early, late = (next(f for f in frames[k:] if "history.csv" in f) for k in (2, EPOCHS))
     assert late["frame"] > 0 and late["history.csv"] > 0
     # Digits come and go; a history written anew would be twice as long by now.
@@ -168,7 +172,7 @@ def test_no_tensor_stays_behind_a_frame(watched, image_folder, tmp_path):
     # fastai keeps the losses of all batches; that much, and no more.
     alone = Alive()
     tiny_learner(image_folder, tmp_path, cbs=alone).fit(EPOCHS)
-    _, alive, _ = watched(n=4)
+    _, alive, _ = watched(EPOCHS, n=4)
     grown = [[after - before for before, after in pairwise(one.tensors[1:])] for one in (alone, alive)]
     assert len(grown[0]) == EPOCHS - 2 and grown[0] == grown[1]
 
