@@ -697,7 +697,7 @@ def test_a_run_killed_at_any_moment_is_whole_and_can_be_resumed(image_folder, tm
         if not (path / "run.json").exists():
             # Killed before the run began: nothing calls itself a run.
             continue
-        run = assert_whole(path)
+        run = assert_whole(path, killed=True)
         assert run.status == "interrupted"
         frames.append(len(run.frames))
         copy = Path(shutil.copytree(path, tmp_path / f"resumed-{k}/gradcam/night"))

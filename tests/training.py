@@ -150,14 +150,19 @@ def statuses(run):
     return [f["status"] for f in run.frames]
 
 
-def assert_whole(path):
-    "Every file of a run is readable: each complete frame has grid, maps and rows, and there is nothing else."
+def assert_whole(path, killed=False):
+    """Every file of a run is readable: each complete frame has grid, maps and rows, and there is nothing else.
+
+    `killed`: files of the frame that was being written may be there, too.
+    """
     run = Run(path)
     complete = [f["frame"] for f in run.frames if f["status"] == "ok"]
     assert [f["frame"] for f in run.frames] == list(range(len(run.frames)))
     assert all(f["error"] for f in run.frames if f["status"] != "ok")
     for folder, kind in (("frames", "png"), ("maps", "npz")):
-        assert sorted(p.name for p in (run.path / folder).iterdir()) == [f"frame-{k:03d}.{kind}" for k in complete]
+        there, wanted = {p.name for p in (run.path / folder).iterdir()}, {f"frame-{k:03d}.{kind}" for k in complete}
+        begun = {name for name in there if f"frame-{len(run.frames):03d}.{kind}" in name} if killed else set()
+        assert there - begun == wanted
     for k in complete:
         run.grid(k)
         assert all(len(maps) == len(run.panel) for maps in run.maps(k).values())
