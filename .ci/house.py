@@ -13,7 +13,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "fastai_gradcam"
 # The engine, in today's rooms and in those that it had before it had a folder.
-ENGINE = ("_net", "_search", "_engine", "cam", "hooks", "methods", "targets", "layers", "space", "forward", "smoothing", "guard")
+ENGINE = (
+    "_net",
+    "_search",
+    "_engine",
+    "cam",
+    "hooks",
+    "methods",
+    "targets",
+    "layers",
+    "space",
+    "forward",
+    "smoothing",
+    "guard",
+)
 
 
 def main(commits: list[str]) -> None:

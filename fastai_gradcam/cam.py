@@ -89,7 +89,7 @@ def gradcam(
 
     Costs one forward pass and, per class, one backward pass from the score to the earliest layer asked for.
     `scorecam` and `ablationcam` need up to one forward pass per channel, and a backward pass only to find the default
-    layer. An outer `no_grad` or a frozen body is no obstacle. Raises `GradCAMError` for a layer, target, method or
+    layer. It also works inside `no_grad` and with a frozen body. Raises `GradCAMError` for a layer, target, method or
     input that does not exist or does not fit, and for a model that cannot be copied.
 
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; the other methods name theirs.

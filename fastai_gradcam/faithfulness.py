@@ -6,7 +6,7 @@ answer. `x`: `(N, C, *space)` as the model takes it; `maps`: `(N, *space)` at an
 (pixels - mean) / std. The model, the random number generators and torch's modes are left as they were. `metrics` holds
 them by name.
 
-What has no order or no mass has a defined answer everywhere. A map that holds a NaN or an infinity: NaN. An empty or
+Maps without an order or mass have a defined answer. A map that holds a NaN or an infinity: NaN. An empty or
 constant map: for `road`, `deletion` and `insertion` the random order; for `average_drop` and `increase` what is left,
 nothing or everything; for `energy_pointing` and `pointing_hit` NaN where it is empty.
 """

@@ -1,4 +1,4 @@
-"""What in a run deserves a second look: a short table in words, worked out from its history."""
+"""Findings: which images of a run deserve a second look, and why, in a short table."""
 
 from __future__ import annotations
 

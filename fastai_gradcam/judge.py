@@ -34,7 +34,7 @@ LEAST = 3
 
 @dataclass
 class Verdicts:
-    """What the interventions found.
+    """The results of the interventions.
 
     - `table`: a DataFrame, a row per class and test, with `COLUMNS`. `effect`, `control`: the share of `images` for
       which the change, and its control, had an effect. `low`, `high`: the 95 % interval of effect − control.

@@ -1,4 +1,4 @@
-"""Frames in TensorBoard and Weights & Biases: as loggers of your own choice, and beside fastai's callbacks by themselves."""
+"""Frames in TensorBoard and Weights & Biases: as loggers, or automatically beside fastai's callbacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Logger = Callable[[Run, dict], None]
 
 NUMBERS = ("prob", "loss", "evidence", "entropy", "concentration", "border_share", "centroid_shift", "similarity_prev")
 
-# Of each W&B run, by its id: the step under which its latest frame is.
+# For each W&B run, by its id: the step of its latest frame.
 _last_step: dict[str, int] = {}
 
 
@@ -72,7 +72,7 @@ class WandbLogger:
     """A logger that logs each frame's grid and mean numbers to Weights & Biases, under `gradcam/…`.
 
     `wandb_run`: the run to log to, default the one that `wandb.init()` began. `step`: a function that gives the step to
-    log under; default W&B's own. Raises `ValueError` where there is no run to log to.
+    log under; default W&B's own. Raises `GradCAMError` if there is no run to log to.
 
     >>> import wandb
     >>> from fastai_gradcam.loggers import WandbLogger

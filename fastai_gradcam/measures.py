@@ -202,7 +202,7 @@ def mask_share(map: ArrayLike, mask: ArrayLike) -> float:
 def pointing_hit(map: ArrayLike, mask: ArrayLike) -> bool | float:
     """Whether the peak of one map, enlarged as for `mask_share`, lies inside `mask`; NaN where undefined.
 
-    Of several pixels that are equally high at least half must lie inside.
+    If several pixels are equally high, at least half of them must lie inside.
 
     >>> from fastai_gradcam.measures import pointing_hit
     >>> import numpy as np

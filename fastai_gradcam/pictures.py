@@ -91,7 +91,7 @@ def animation(
 
     The suffix of `path` chooses the format: `.gif`, or `.webp`, `.png` and `.mp4` if the installed Pillow writes them.
     `items`: which images of the panel, default all. `seconds`: how long each frame stays; the last stays three times
-    as long. Of more than 60 frames, 60 evenly spread ones are shown. `tile`: pixels of an image's side.
+    as long. If there are more than 60 frames, 60 evenly spread ones are shown. `tile`: pixels of an image's side.
 
     Raises `GradCAMError` for a suffix that cannot be written, with those that can, and for a run without a complete
     frame.

@@ -1,7 +1,7 @@
 """Which score is explained: a class, one class per image, several classes, or the caller's own function.
 
-Scores are logits, never probabilities: a softmax that is sure of itself has no gradient left to explain. What a class's
-score is depends on the output: the column of `(N, C)`; of a single score, `(N,)` or `(N, 1)`, the score itself (class 1)
+Scores are logits, never probabilities: a softmax that is sure of itself has no gradient left to explain. The score of a
+class depends on the output: the column of `(N, C)`; of a single score, `(N,)` or `(N, 1)`, the score itself (class 1)
 or its negative (class 0); of a map of classes, `(N, C, *space)`, the class summed over the region where it is predicted.
 
 Smoothing and the methods without gradients look at changed copies of the images. Copies are asked about the classes and
@@ -184,7 +184,7 @@ def _as_mask(mask: Any) -> Tensor:
 def _as_weights(mask: Any) -> Tensor:
     if isinstance(mask, (list, tuple)):
         return torch.stack([_as_weights(one) for one in mask])
-    # An image's levels of grey are no weights.
+    # An image's grey levels are not weights.
     return torch.as_tensor(np.asarray(mask) != 0 if hasattr(mask, "getbbox") else mask).as_subclass(Tensor)
 
 
@@ -235,7 +235,7 @@ def contrast(of: Any, against: Any = None) -> Contrast:
     """A target that asks why one class rather than another: y_of − y_against.
 
     `of`, `against`: one class, or one per image `(N,)`, in a learner also labels; `against=None` is the mean of all
-    other classes' scores. What speaks for both classes alike falls out. Raises `TypeError` without `of`, `ValueError`
+    other classes' scores. Evidence that both classes share cancels out. Raises `TypeError` without `of`, `ValueError`
     for a class against itself, and what `class_targets` raises.
 
     The question: Prabhushankar et al. 2020, Contrastive Explanations in Neural Networks (which differentiates a loss

@@ -1,4 +1,4 @@
-"""What `fastai-gradcam explain` does: overlays of images by an exported learner, and a table of them."""
+"""`fastai-gradcam explain`: overlays of images by an exported learner, and a table of them."""
 
 from __future__ import annotations
 

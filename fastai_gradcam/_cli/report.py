@@ -1,4 +1,4 @@
-"""What `fastai-gradcam report` does: the page of a run again, by thresholds of one's own if asked. Without torch."""
+"""`fastai-gradcam report`: makes the page of a run again, with the user's thresholds if given. Without torch."""
 
 from __future__ import annotations
 

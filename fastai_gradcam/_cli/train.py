@@ -1,4 +1,4 @@
-"""What `fastai-gradcam demo` and `train` do: fine-tune a network on a folder of images with the callback."""
+"""`fastai-gradcam demo` and `train`: fine-tune a network on a folder of images with the callback."""
 
 from __future__ import annotations
 

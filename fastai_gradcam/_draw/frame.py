@@ -50,6 +50,6 @@ def _columns(frame: Frame, images: int) -> int | None:
 
 
 def slices_note(panel: Sequence[PanelItem]) -> str:
-    "Of a panel of volumes, how many slices are drawn."
+    "The number of slices drawn of each volume; 0 for images."
     depth = panel[0].depth if panel else None
     return "" if depth is None else f"4 of {depth} slices"

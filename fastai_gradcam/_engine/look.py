@@ -28,7 +28,7 @@ __all__ = ["Look", "Restart", "Scene", "look", "not_reached"]
 
 @dataclass(frozen=True)
 class Scene:
-    "What is looked at: a shadow, what it is given, the layers, and what its output is asked."
+    "The subject of a look: a shadow, its input, the layers, and the question to its output."
 
     net: nn.Module
     inputs: Inputs
@@ -61,7 +61,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Look:
-    """What one look saw: `activations[i]` of layer i, `(N, C, *space)` in float32.
+    """The result of one look: `activations[i]` of layer i, `(N, C, *space)` in float32.
 
     `gradients[i][k]`: the gradient of score k at layer i, or what takes its place (a channel's weight), of a shape
     that broadcasts with the activations. `classes`: `(N,)` or `(N, K)`, `None` for a callable target.

@@ -1,4 +1,4 @@
-"""What is asked of an output: scores of classes, or of the caller's own function."""
+"""Questions to an output: scores of classes, or of the caller's own function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["OfClasses", "OfFunction", "Question"]
 
 
 class Question:
-    "What is asked of an output. Once settled, it asks for the classes and regions of the output it was settled by."
+    "A question to an output. Once settled, it asks for the classes and regions of the output that it was settled by."
 
     def scores(self, output: Any) -> tuple[list[Tensor], Tensor | None]:
         "The scores `(N,)` to differentiate, one per class asked for, and the classes (`None` for a callable)."

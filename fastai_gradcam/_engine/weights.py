@@ -30,7 +30,7 @@ _COARSE = (torch.float16, torch.bfloat16)
 
 @dataclass
 class Probe:
-    """What the K scores of one image become when it, or its activations at the layer, are changed.
+    """The K scores of one image after it, or its activations at the layer, are changed.
 
     `base`: its scores `(K,)` as it is. `score`: from the output for B variants of it to `(K, B)`.
     """

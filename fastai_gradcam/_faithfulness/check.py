@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FEWEST", "LEAST", "check"]
 
-# What is smaller is no difference, in units of probability: networks that have learned nothing differ by less.
+# A smaller difference in probability counts as none: networks that have learned nothing differ by less.
 LEAST = 0.01
 # With fewer images the bootstrap's intervals are too narrow to be trusted.
 FEWEST = 30

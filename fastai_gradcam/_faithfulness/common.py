@@ -1,4 +1,4 @@
-"""What the metrics share: checked arguments, probabilities, pixel space, order of pixels, and the registry."""
+"""Shared by the metrics: checked arguments, probabilities, pixel space, order of pixels, and the registry."""
 
 from __future__ import annotations
 

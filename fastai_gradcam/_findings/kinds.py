@@ -109,7 +109,7 @@ def corner(panel: Panel) -> Hits:
 def border(panel: Panel) -> Hits:
     """The attention is on the border across the images of a class, or else of the panel.
 
-    Of the panel as a whole it does not matter whether the predictions are right or likely.
+    For the panel as a whole it does not matter whether the predictions are right or likely.
     """
     t, even = panel.thresholds, panel.even_border
     limit = t.border if even is None else even + (1 - even) * t.border_excess

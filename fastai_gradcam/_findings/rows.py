@@ -28,7 +28,7 @@ Groups = list[tuple[str, pd.DataFrame]]
 
 @dataclass(frozen=True)
 class Hits:
-    """What a finding found.
+    """The images that a finding concerns.
 
     `groups`: labels with their images, rows of `Panel.last` with `strength` (0…1) and the numbers behind it; the label
     is "" for images of several classes. `say(images, evidence)`: the row's words, after its subject. `frame`: the

@@ -15,7 +15,7 @@ Fin = tuple[float, float, float, float]  # start and end along the body, height,
 
 @dataclass(frozen=True)
 class Species:
-    "What tells one species from another: proportions are shares of the length, profiles of half the depth."
+    "The look of one species: proportions are shares of the length, profiles of half the depth."
 
     name: str
     tag: RGB
@@ -260,7 +260,7 @@ class Paint:
 
 def draw_fish(sp: Species, rng: Generator, length: int) -> Image.Image:
     "The fish alone, as RGBA, snout to the left, as long as `length` pixels."
-    # A fish may be pale, its tag never: so colour tells a fish less surely than it tells a tag.
+    # A fish may be pale, a tag never: colour identifies a fish less surely than a tag.
     pale, jitter = rng.uniform(0, 0.4), rng.normal(0, 6, 3) + rng.normal(0, 9)
 
     def coat(colour: RGB) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is done to images to learn what a class depends on, each beside a control of the same area and kind.
+"""Changes to images that show what a class depends on, each with a control of the same area and kind.
 
 An intervention is a function from `Pairs` to two batches: the images changed, and the same images changed the control's
 way. All of them copy, blur or rescale content of images, so it does not matter how the input is normalised.

@@ -35,7 +35,7 @@ class Batch:
 
 @dataclass
 class Seen:
-    """What the first pass learned of each of the `N` images, without their pixels.
+    """Results of the first pass for each of the `N` images, without their pixels.
 
     `pred`: `(N,)`. `sums`: a number per image by which it is recognised in the second pass. `hot`, `cold`: `(N, 2)`.
     `found`: `(N,)`, whether the map has a hottest box. `colours`: `(N, bins)`, a histogram of the hottest box.

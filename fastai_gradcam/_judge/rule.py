@@ -49,7 +49,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What makes the hot patches of a class suspicious beyond their effect.
+    """Thresholds that make the hot patches of a class suspicious, beyond their effect.
 
     `area`: share of the picture. `alike`: how much more the patches of the class's images resemble each other than the
     patches of other classes, as an intersection of colour histograms, −1…1. `spread`: the mean distance of the patches

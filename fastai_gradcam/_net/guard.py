@@ -1,4 +1,4 @@
-"""What a look at a model could disturb outside of the model: random numbers, torch's modes, checkpoints."""
+"""Guards for everything outside of a model that a look could disturb: random numbers, torch's modes, checkpoints."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def unchanged(model: nn.Module, *others: Any) -> Iterator[None]:
     `requires_grad` and `.grad` (which is `None` inside), each buffer (it may count forward passes), the states of
     python's, numpy's and torch's generators, on every CUDA device in use, the grad mode, the autocast state and the
     cudnn flags. `others`: more modules to look after,
-    such as a loss function's; what is no module is left alone.
+    such as a loss function's; objects that are not modules are ignored.
     """
     modules = [m for root in (model, *others) if isinstance(root, nn.Module) for m in root.modules()]
     attributes = [(m, m.training, dict(vars(m))) for m in modules]
@@ -160,7 +160,7 @@ def unchanged(model: nn.Module, *others: Any) -> Iterator[None]:
         for module, training, before in attributes:
             # Not `model.train(training)`: models override it, and modules of one model differ (frozen BatchNorm).
             module.training = training
-            # An intermediate tensor that the network keeps would hold the graph behind it, too.
+            # An intermediate tensor that the network keeps would also keep its graph alive.
             now = vars(module)
             for name in now.keys() - before.keys():
                 del now[name]

@@ -1,4 +1,4 @@
-"""What a model is called with: one tensor, a tuple or a dict of inputs, one of which the map belongs to."""
+"""The inputs of a model: one tensor, a tuple or a dict of inputs, one of which the map belongs to."""
 
 from __future__ import annotations
 

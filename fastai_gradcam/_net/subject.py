@@ -1,4 +1,4 @@
-"""What is explained: the user's own network, or a function together with the layers that it calls."""
+"""The subject of an explanation: the user's own network, or a function together with the layers that it calls."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ class RunFiles:
         return panel[item]
 
     def _inside(self, file: str) -> Path:
-        "A file of the run. A link out of it is refused: a run sent by somebody must not show this machine's files."
+        "A file of the run. A link out of it is refused: a run from another person must not show this machine's files."
         found = (self.path / file).resolve()
         if not found.is_relative_to(self.path.resolve()):
             raise GradCAMError(f"The run names the file {file!r}, which lies outside of its folder {str(self.path)!r}.")

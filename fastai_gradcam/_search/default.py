@@ -27,7 +27,7 @@ _SHAKE = 0.02
 
 @dataclass
 class _Memory:
-    "What was found about a model, as long as its modules are these. Keys refer to callables weakly."
+    "Results of the search for a model, valid as long as its modules are the same. Keys refer to callables weakly."
 
     modules: list[tuple[str, Any]]
     found: dict[Hashable, Found] = field(default_factory=dict)
@@ -50,7 +50,7 @@ def _memory_of(net: nn.Module) -> _Memory:
 
 
 def space_of(net: nn.Module, spot: Spot, output: Tensor, inputs: Inputs, reshape: Reshape | None) -> Reshape:
-    """What brings the output of a layer to `(N, C, *space)`; where shapes leave it open, it is tried out.
+    """The function from a layer's output to `(N, C, *space)`; if shapes leave it open, the layouts are tried out.
 
     Trying out costs one forward pass of five images, once per layer and input size. Raises `GradCAMError` for an
     output without space.

@@ -19,7 +19,7 @@ from .space import Reshape, beyond_doubt, readings_of, spatial
 
 __all__ = ["Found", "NothingArrives", "search"]
 
-# A map may grow again by this factor (a U-Net's decoder); more cells than that are no map, but (N, heads, tokens, C).
+# A map may grow again by this factor (a U-Net's decoder); an output with more cells is not a map, but (N, heads, tokens, C).
 _GROWS = 8
 # Keys and values, or queries, keys and values, out of one linear layer: 2 or 3 times as wide as the tokens.
 _SEVERAL_IN_ONE = (2, 3)
@@ -72,7 +72,7 @@ class _Flow:
 
 
 def search(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], reshape: Reshape | None = None) -> Found:
-    "Listen to all modules in one pass forward and back, and leave out what is no place to explain."
+    "Listen to all modules in one pass forward and back, and leave out places that cannot be explained."
     x = inputs.x
     output, total, flows = _flows(net, inputs, score)
     if reshape is None:

@@ -62,7 +62,7 @@ def readings_of(shape: Sequence[int], x_shape: Sequence[int]) -> list[Reading]:
     if shape[:1] != x_shape[:1]:
         return []
     if len(x_shape) > 4 and len(shape) == 3 and {shape[1], shape[1] - 1} & ({*x_shape[1:3]} - {1}):
-        return []  # a vector for each image of a sequence, (N, T, C, h, w) or (N, C, T, h, w), is no grid
+        return []  # a vector for each image of a sequence, (N, T, C, h, w) or (N, C, T, h, w), is not a grid
     if len(shape) == len(x_shape):
         return _dense(shape, size)
     return _flat(shape, size) if len(shape) == 3 else []

@@ -1,4 +1,4 @@
-"""What happens to a failure of ours while somebody else's training goes on."""
+"""Failures of this library during a training: each becomes a warning, and the training goes on."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ __all__ = ["to_image"]
 def to_image(x: Tensor) -> Image.Image:
     """A `(C, H, W)` tensor as an RGB image: integers are 0…255, floats 0…1 or stretched over their range.
 
-    Of a volume `(C, D, H, W)`, four slices.
+    A volume `(C, D, H, W)` gives four slices.
     """
     if x.ndim == 4:
         x = torch.from_numpy(slices(x.numpy()))

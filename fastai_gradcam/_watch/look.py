@@ -24,7 +24,7 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "AL
 
 @dataclass
 class Look:
-    """What the model said of the panel, and why.
+    """The model's answers about the panel, and the maps behind them.
 
     `maps`: for each layer `(n, h, w)`, or `(n, K, h, w)` for K classes per image. `negative`: for each layer
     `(n,)` or `(n, K)`. `output`: the model's output for the whole panel. `target`: `(n,)` or `(n, K)`, or `None`.

@@ -24,7 +24,7 @@ class ReportRefresher:
     """Keeps `report.html` of a growing run up to date, for a page that is reloaded while training goes on.
 
     Called after each frame, on the thread that writes the run, and takes at most a tenth of that thread's time,
-    however long the run. A refresh that comes too soon is made up for as soon as it is due.
+    however long the run. A refresh that comes too soon is done as soon as it is due.
     """
 
     def __init__(self, path: Path) -> None:

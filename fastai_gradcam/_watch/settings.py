@@ -1,4 +1,4 @@
-"""What a user asks of a watched training, checked at once."""
+"""The user's settings of a watched training, checked at once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Settings:
             self.loggers = checked_loggers(self.loggers)
 
     def plain(self) -> dict[str, Any]:
-        "What the user asked for, as JSON has it."
+        "The settings, as JSON."
         return {k: plain(v) for k, v in self.asked.items()}
 
 

@@ -31,7 +31,7 @@ _SCORE = re.compile(r"(-?)\s*score(?:\s+(\d+))?")
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of one image, in words.
+    """The model's answer about one image, in words.
 
     `pred_prob`: 0…1, `None` for a regression; of several predicted labels that of the least sure one, of a region its
     mean. `correct`: `None` where there is no one right answer, or it is not known.
@@ -74,7 +74,7 @@ class Task:
         return _each(lambda target: class_index(target, self._names), rows)
 
     def in_words(self, wanted: Any, i: int, n: int) -> str | None:
-        "What a callable target explains of image `i` of `n`, `None` where it does not say."
+        "The words for a callable target on image `i` of `n`, `None` if it has none."
         if isinstance(wanted, (Contrast, Segment)):
             wanted = wanted.named(lambda target: self._named(class_index(target, self._names)))
             wanted = wanted.images(slice(i, i + 1), n)

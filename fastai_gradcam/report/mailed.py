@@ -22,7 +22,7 @@ def as_text(values: Any) -> dict[str, str]:
 
 
 def in_words(settings: dict[str, Any]) -> dict[str, Any]:
-    "Settings for somebody who does not know the arguments: those that were left alone are left out."
+    "Settings for a reader who does not know the arguments; defaults are left out."
     said = {key.replace("_", " "): value for key, value in settings.items() if value is not None}
     targets = {"true": "each image's label", "pred": "each image's prediction"}
     if isinstance(said.get("target"), str):
