@@ -288,13 +288,13 @@ def frame(args, say):
     with _watched(args) as (callback, forward):
 
         def one():
-            callback._watcher.take(0, {})
+            callback._session.watcher.take(0, {})
 
         # Frames are taken an epoch apart: the one before is on the disk by then, and slows no forward pass.
         pairs = []
         for _ in range(args.runs):
             taken = clock(one, args.device)
-            callback._watcher.writer.flush()
+            callback._session.watcher.writer.flush()
             pairs.append((taken, clock(forward, args.device)))
         each = sorted(a / b for a, b in pairs)
         seconds = statistics.median(a for a, _ in pairs)
@@ -407,12 +407,12 @@ def growth(args, say):
     "The cost of a frame at epoch 200 against epoch 2: for the training, and everything written but the report."
     with _watched(argparse.Namespace(**{**vars(args), "size": 64})) as (callback, _):
         training, written = [], []
-        refresh, callback._watcher.writer.after_frame = callback._watcher.writer.after_frame, None
+        refresh, callback._session.watcher.writer.after_frame = callback._session.watcher.writer.after_frame, None
         for epoch in range(200):
             start = time.perf_counter()
-            callback._watcher.take(epoch, {})
+            callback._session.watcher.take(epoch, {})
             training.append(time.perf_counter() - start)
-            callback._watcher.writer.flush()
+            callback._session.watcher.writer.flush()
             written.append(time.perf_counter() - start)
         for what, took in (("on the training thread", training), ("everything written", written)):
             each = sorted(late / early for early, late in zip(took[1:21], took[-20:], strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,12 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor
 
 from ._errors import GradCAMError
-from ._fastai.fits import armed, watch_fits
+from ._fastai.fits import arm, armed, watch_fits
 from ._fastai.masks import Masks
-from ._fastai.panel import build_panel, refuse_own_pictures
 from ._fastai.phases import Phase, Phases
-from ._fastai.subject import metrics_of, subject_of
-from ._fastai.tasks import task_of
-from ._watch.core import Watcher
-from ._watch.faults import Faults, warn
+from ._fastai.session import PANEL, Session
+from ._fastai.subject import metrics_of
+from ._watch.faults import Faults
 from ._watch.panel import Panel
 from ._watch.settings import Settings
 from .run import Run
@@ -28,7 +27,6 @@ from .run import Run
 __all__ = ["GradCAMCallback"]
 
 _NOT_EXPORTED = ("items", "masks", "loggers")
-_OWN = ("n", "items", "masks", "seed")
 # What a user raises to end a batch, an epoch or a fit.
 _CANCELLED = tuple(v for k, v in vars(fastai_callbacks).items() if k.startswith("Cancel") and k.endswith("Exception"))
 
@@ -94,19 +92,14 @@ class GradCAMCallback(Callback):
         loggers: Iterable[Callable[[Run, dict], None]] | None = None,
         on_error: str = "warn",
     ) -> None:
+        asked = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if items is None and (not isinstance(n, int) or n < 1):
             raise GradCAMError(f"n must be a number of images from 1 up, got {n!r}.")
-        asked = {
-            "n": n, "items": items, "layer": layer, "target": target, "method": method, "every": every, "masks": masks,
-            "path": path, "name": name, "show": show, "seed": seed, "resume": resume, "loggers": loggers,
-            "on_error": on_error,
-        }  # fmt: skip
-        self._settings = Settings(**{k: v for k, v in asked.items() if k not in _OWN}, asked=asked)
-        self._faults = Faults(type(self).__name__, on_error == "raise", _CANCELLED)
+        self._settings = Settings(**{k: v for k, v in asked.items() if k not in PANEL}, asked=asked)
+        faults = Faults(type(self).__name__, on_error == "raise", _CANCELLED)
+        self._session = Session(lambda: self.learn, self._settings, faults)
         self._enabled, self._phases = True, Phases()
-        self._loss_func: Any = None
         self._left: list[str] = []
-        self._watcher: Watcher | None = None
         # The epoch that runs, and one that is over but has no frame yet.
         self._epoch: int = 0
         self._due: tuple[int, dict[str, float | None]] | None = None
@@ -127,6 +120,11 @@ class GradCAMCallback(Callback):
         # Past fastai's `__setattr__`, which asks the learner for its attributes: it has none yet.
         self.__dict__["learn"] = state["learn"]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradCAMCallback:
+        new = type(self)(**self.settings)
+        new.__dict__["learn"] = deepcopy(self.learn, memo)
+        return new
+
     def __repr__(self) -> str:
         return f"GradCAMCallback({self.run!r})" if self.run is not None else "GradCAMCallback"
 
@@ -134,7 +132,7 @@ class GradCAMCallback(Callback):
     @property
     def run(self) -> Run | None:
         "The `Run` that frames go to, `None` before the first training."
-        return self._watcher.run if self._watcher is not None else None
+        return self._session.watcher.run if self._session.watcher is not None else None
 
     @run.setter
     def run(self, on: bool) -> None:
@@ -143,7 +141,7 @@ class GradCAMCallback(Callback):
     @property
     def panel(self) -> Panel | None:
         "The images that are watched, as the model takes them (`panel.x`); `None` before the first training."
-        return self._watcher.panel if self._watcher is not None else None
+        return self._session.watcher.panel if self._session.watcher is not None else None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,8 +150,8 @@ class GradCAMCallback(Callback):
 
     def flush(self) -> None:
         "Wait until every frame taken so far is on the disk."
-        if self._watcher is not None:
-            self._watcher.flush()
+        if self._session.watcher is not None:
+            self._session.watcher.flush()
 
     def __call__(self, event_name: str) -> None:
         "fastai's calling convention, without its use of `run`."
@@ -162,83 +160,61 @@ class GradCAMCallback(Callback):
         if event_name == "after_fit":
             self._enabled = True
 
-    _events = frozenset("before_fit before_train after_epoch after_cancel_fit after_fit".split())
+    _events = frozenset("before_fit before_train after_train after_pred after_epoch after_cancel_fit after_fit".split())
 
     def before_fit(self) -> None:
         if self._phases.on("before_fit")[1] is Phase.OUTSIDE:
             # While they train, MixUp and its like put a loss of their own in its place.
-            self._loss_func = self.learn.loss_func
+            self._session.loss = self.learn.loss_func
 
     def before_train(self) -> None:
         if hasattr(self.learn, "lr_finder") or rank_distrib():
             return
         begins = self._phases.now in (Phase.OUTSIDE, Phase.ASIDE)
         if begins:
-            self._begin()
+            self._session.begin(self._left)
         self._phases.on("before_train")
-        if begins and self._watcher is not None:
-            armed.add(self)
-            self._watcher.start()
+        if begins and self._session.watcher is not None:
+            arm(self, self.learn)
+            self._session.watcher.start()
         # Kept, because a `get_preds` inside of the epoch sets the learner's back to 0.
         self._epoch, self._due = self.learn.epoch, None
+
+    def after_train(self) -> None:
+        if self._phases.now is Phase.EPOCH:
+            self._session.averaged.trained(self.learn.model)
+
+    def after_pred(self) -> None:
+        if not self.learn.training and self._phases.now is Phase.EPOCH:
+            self._session.averaged.validates(self.learn.model)
 
     def after_epoch(self) -> None:
         if self._phases.on("after_epoch") != (Phase.EPOCH, Phase.BETWEEN):
             return
         self._due = (self._epoch, metrics_of(self.learn))
         if self._epoch == self.learn.n_epoch - 1 or (self._epoch + 1) % self._settings.every == 0:
-            self._take()
+            self.after_cancel_fit()
 
     def after_cancel_fit(self) -> None:
         # With `every`, the epoch at which training was stopped early may not have had its frame.
-        if self._phases.now in (Phase.EPOCH, Phase.BETWEEN):
-            self._take()
+        if self._due is not None and self._phases.now in (Phase.EPOCH, Phase.BETWEEN):
+            due, self._due = self._due, None
+            self._session.take(*due)
 
     def after_fit(self) -> None:
         self.after_cancel_fit()
-        before, now = self._phases.on("after_fit")
-        if now is Phase.OUTSIDE and before is not Phase.OUTSIDE:
-            self._close("finished")
+        self.end("finished", "after_fit")
 
-    def end(self, status: str) -> None:
-        "The fit is over, for which fastai has no event where an exception ended it."
-        if self._phases.on("end")[0] is not Phase.OUTSIDE:
-            self._close(status)
+    def end(self, status: str, event: str = "end") -> None:
+        "The fit is over. If an exception ended it, fastai has no event for that."
+        before, now = self._phases.on(event)
+        if now is Phase.OUTSIDE and before is not Phase.OUTSIDE:
+            armed.discard(self)
+            self._session.close(status)
 
     def trains(self, learn: Learner) -> bool:
         "Whether `learn` is the learner that is watched."
-        return self._watcher is not None and self._watcher.subject.owner() is learn
-
-    def _begin(self) -> None:
-        "Begin a run, or go on with the one of this learner. Raises where a setting does not fit."
-        if self.trains(self.learn):
-            return
-        learn, asked, self._watcher = self.learn, self._settings.asked, None
-        if self._left:
-            warn(
-                f"GradCAMCallback: {', '.join(self._left)} did not travel with the exported learner; the defaults are "
-                "used."
-            )
-        subject = subject_of(lambda: self.learn, lambda: self._loss_func)
-        watcher = Watcher(subject, self._settings, self._faults)
-
-        def panel() -> Any:
-            refuse_own_pictures(learn)
-            return build_panel(learn, **{k: asked[k] for k in _OWN}), task_of(learn.dls, self._loss_func)
-
-        path = self._settings.path
-        watcher.begin(Path(path) if path is not None else Path(learn.path) / "gradcam", panel)
-        self._watcher = watcher
-
-    def _take(self) -> None:
-        if self._due is not None and self._watcher is not None:
-            due, self._due = self._due, None
-            self._watcher.take(*due)
-
-    def _close(self, status: str) -> None:
-        armed.discard(self)
-        if self._watcher is not None:
-            self._watcher.close(status)
+        return self._session.trains(learn)
 
 
 watch_fits()

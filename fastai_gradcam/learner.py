@@ -5,28 +5,31 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from fastai.interpret import ClassificationInterpretation
+from fastai.interpret import Interpretation
 from fastai.learner import Learner
 from fastcore.basics import patch
 
-from ._errors import GradCAMError, GradCAMTypeError
+from ._errors import GradCAMError
 from ._fastai import check  # noqa: F401  (learn.gradcam_check)
 from ._fastai.cams import CAM, CAMList
 from ._fastai.explain import BOTH, Seen, explain, resolve_layer, see, see_item
-from ._fastai.items import item_name
-from ._fastai.tasks import task_of
-from ._watch.tasks import CATEGORY, as_list
+from ._fastai.items import is_one_item, item_name
+from ._fastai.private import private
+from ._watch.tasks import as_list
 from .methods import resolve_method
 
 __all__ = ["CAM", "CAMList", "resolve_layer"]
 
 
 @patch
-def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, method: Any = "gradcam") -> CAM | CAMList:
+def gradcam(
+    self: Learner, item: Any, target: Any = None, layer: Any = None, method: Any = "gradcam", input: int = 0
+) -> CAM | CAMList:
     """Where the model looks on `item`: a `CAM`, or a `CAMList` for several items, classes or layers.
 
-    - `item`: a path, string, PIL image, uint8 array or tensor, bytes, or a list of these. Goes through the validation
-      transforms, as in `learn.predict`.
+    - `item`: a path, string, PIL image, uint8 array or tensor, bytes, an item as the data set gives it
+      (`learn.dls.valid_ds[0]`), or a list of these; with several inputs, a tuple with one for each. Goes through the
+      validation transforms, as in `learn.predict`.
     - `target`: `None` (the predicted class; of several labels, each predicted one; of a segmentation, the one with the
       largest region), a label, an index, a list for several classes, a list of lists, a tensor or an array with a row
       for each item, `contrast` or `segment` of labels, or a callable `output -> (N,)` scores. A regression has
@@ -34,6 +37,7 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), `"all"` (every child of
       `learn.model[0]`), a dotted name, a module, or a list of these.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
+    - `input`: of a learner with several inputs, the one that is shown and explained; 0 is the first image.
 
     Raises `GradCAMError` (a `ValueError`; for a wrong type also a `TypeError`, for a missing file also a
     `FileNotFoundError`), naming what was given and what would do, for an item that is not an image, a label or index
@@ -50,18 +54,18 @@ def gradcam(self: Learner, item: Any, target: Any = None, layer: Any = None, met
     >>> len(learn.gradcam(dls.valid_ds.items[:2], target=["Trout", "Shrimp"]))  # two images, two classes
     4
     """
-    listed = as_list(item)
-    items = [item] if listed is None else listed
+    one = is_one_item(self.dls, item)
+    items = [item] if one else as_list(item) or []
     if not items:
         raise GradCAMError("There is no image in []: give at least one.")
     resolve_method(method)
 
     def seen() -> list[Seen]:
-        return [see_item(self.dls, one, i) for i, one in enumerate(items)]
+        return [see_item(self, it, i, input) for i, it in enumerate(items)]
 
-    per_item = explain(self, seen, len(items), target, layer, method)
+    per_item = explain(self, seen, len(items), target, layer, method, input)
     found = [cam for cams in per_item for cam in cams]
-    asked_for_one = all(as_list(given) is None for given in (item, target, layer))
+    asked_for_one = one and all(as_list(given) is None for given in (target, layer))
     if len(found) == 1 and asked_for_one and not (isinstance(layer, str) and layer == "all"):
         return found[0]
     counts = {len(cams) for cams in per_item}
@@ -110,13 +114,13 @@ def show_gradcam(
         raise GradCAMError(f"Data set {ds_idx} has no images to show.")
     count = min(max_n, size)
     chosen = random.Random().sample(range(size), count) if shuffle else list(range(count))
-    per_item = explain(self, lambda: _seen(self.dls, dl, chosen), count, target, layer, method)
+    per_item = explain(self, lambda: _seen(self, dl, chosen), count, target, layer, method)
     return _in_rows(per_item, nrows, ncols)
 
 
 @patch
 def plot_top_gradcams(
-    self: ClassificationInterpretation,
+    self: Interpretation,
     k: int = 9,
     largest: bool = True,
     layer: Any = None,
@@ -127,8 +131,8 @@ def plot_top_gradcams(
     """The `k` images with the largest losses, each with the map of what was predicted and of what is true.
 
     `largest=False` takes the smallest losses. fastai v1 had this as `plot_top_losses(heatmap=True)`. A right
-    prediction has one map. `nrows`, `ncols`: as in `learn.show_gradcam`. Raises `GradCAMTypeError` for a learner
-    without one category per image, `GradCAMError` for numbers below 1.
+    prediction has one map; of several labels, each that was predicted or is true has one, and a regression has that of
+    its score. `nrows`, `ncols`: as in `learn.show_gradcam`. Raises `GradCAMError` for numbers below 1.
 
     >>> from fastai.vision.all import ImageDataLoaders, resnet18
     >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
@@ -143,12 +147,9 @@ def plot_top_gradcams(
     True
     """
     _from_one_up(k=k, nrows=nrows, ncols=ncols)
-    kind = task_of(self.learn.dls, self.learn.loss_func).kind
-    if kind != CATEGORY:
-        raise GradCAMTypeError(f"plot_top_gradcams compares two classes of an image; this learner's task is {kind!r}.")
     worst = self.top_losses(min(k, len(self.losses)), largest)[1].tolist()
     learn = self.learn
-    per_item = explain(learn, lambda: _seen(learn.dls, self.dl, worst), len(worst), BOTH, layer, method)
+    per_item = explain(learn, lambda: _seen(learn, self.dl, worst), len(worst), BOTH, layer, method)
     return _in_rows(per_item, nrows, ncols)
 
 
@@ -163,16 +164,17 @@ def _listed(known: int) -> str:
     return ", ".join(["0 (training)", "1 (validation)", *map(str, range(2, known))][:known])
 
 
-def _seen(dls: Any, dl: Any, indices: list[int]) -> list[Seen]:
+def _seen(learn: Learner, dl: Any, indices: list[int]) -> list[Seen]:
     "Some of a loader's images, in order and without augmentation: those of training as validation sees them."
     dataset = dl.dataset
     if getattr(dataset, "split_idx", None) == 0 and hasattr(dataset, "items"):
-        dl = dls.test_dl(dataset.items, with_labels=True, num_workers=0, shuffle=False)
+        dl = learn.dls.test_dl(dataset.items, with_labels=True, num_workers=0, shuffle=False)
     else:
         dl = dl.new(shuffle=False, drop_last=False, num_workers=0)
     items = getattr(dl.dataset, "items", None)
     names = [item_name(None if items is None else getattr(items, "iloc", items)[i], i) for i in indices]
-    return [see(dl, i, name) for i, name in zip(indices, names, strict=True)]
+    dl = private(dl)
+    return [see(learn, dl, i, name) for i, name in zip(indices, names, strict=True)]
 
 
 def _in_rows(per_item: list[list[CAM]], nrows: int | None, ncols: int | None) -> CAMList:

@@ -163,8 +163,9 @@ class OutOfMemory(nn.Module):
 
     def __init__(self, error, most):
         super().__init__()
-        self.error, self.most, self.sizes = error, most, []
-        self.armed = False
+        self.error, self.most, self.armed = error, most, False
+        # Of the class: a frame looks at a copy of the network.
+        type(self).sizes = []
 
     def forward(self, x):
         if self.armed and not torch.is_grad_enabled():
@@ -354,7 +355,7 @@ def test_a_vanished_folder_fails_frames_until_it_is_back(learner, left_without, 
 
 
 def test_a_folder_that_is_gone_for_good_ends_no_training(learner, left_without, tmp_path):
-    learn, told = watched(learner, At(1, lambda learn: shutil.rmtree(tmp_path / "gradcam")))
+    learn, told = watched(learner, At(1, lambda learn: (learn.grad_cam.flush(), shutil.rmtree(tmp_path / "gradcam"))))
     assert told
     assert differences(left_without(), left_by(learn)) == []
 
@@ -377,7 +378,7 @@ def test_on_error_raise_raises_what_the_disk_says(learner, monkeypatch):
 
 def test_a_failing_thread_is_a_warning(learner, left_without, monkeypatch):
     learn = learner(
-        At(1, lambda learn: monkeypatch.setattr(learn.grad_cam._watcher.writer, "_submit", no_thread)),
+        At(1, lambda learn: monkeypatch.setattr(learn.grad_cam._session.watcher.writer, "_submit", no_thread)),
         GradCAMCallback(n=2),
     )
     with pytest.warns(UserWarning, match="can't start new thread"):

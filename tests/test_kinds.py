@@ -1,5 +1,7 @@
 """Lists, items and labels of the kinds that a fastai user has at hand."""
 
+import warnings
+
 import pytest
 from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, L, Learner, Resize, get_image_files
 from PIL import Image
@@ -38,7 +40,8 @@ def test_an_image_of_no_known_class_is_watched_for_its_prediction(learn, tmp_pat
     (tmp_path / "elsewhere").mkdir()
     stranger = tmp_path / "elsewhere" / "stranger.png"
     Image.effect_noise((40, 40), 60).convert("RGB").save(stranger)
-    with pytest.warns(UserWarning, match="The labels of items= could not be read"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
         run = watch(learn, items=[stranger], target="pred")
     assert run.panel[0]["label"] is None
     assert (run.history["target"] == run.history["pred"]).all()

@@ -18,12 +18,11 @@ from fastai.learner import Learner, load_learner
 
 from .._errors import GradCAMError
 from .._fastai.explain import Seen, explain, see_item
-from .._fastai.tasks import task_of
 from ..learner import CAM
 from ..methods import resolve_method
 from .terminal import progress
 
-__all__ = ["COLUMNS", "Overlays", "cams_by_image", "class_of", "image_files", "load", "run_explain", "table"]
+__all__ = ["COLUMNS", "Overlays", "cams_by_image", "image_files", "load", "run_explain", "table"]
 
 COLUMNS = ("image", "overlay", "target", "prob", "pred", "pred_prob", "layer")
 _TOGETHER = 16
@@ -38,9 +37,8 @@ def run_explain(options: Namespace) -> int:
     resolve_method(options.method)
     images = image_files(options.images, options.out)
     learn = load(options.learner)
-    target = [class_of(learn, given) for given in options.target] if options.target else None
     overlays, unread = Overlays(options.out, images), 0
-    explained = cams_by_image(learn, images, target, options.layer, options.method)
+    explained = cams_by_image(learn, images, options.target or None, options.layer, options.method)
     try:
         with progress(len(images)) as advance:
             for done, (image, cams) in enumerate(explained, 1):
@@ -117,16 +115,6 @@ def image_files(paths: Sequence[Path], out: Path) -> list[Path]:
     return found
 
 
-def class_of(learn: Learner, given: str) -> str | int:
-    "The class that `given` means: the one of that name; if there is none, the one of that index."
-    if given.isdecimal():
-        try:
-            task_of(learn.dls, learn.loss_func).target(given, 1)
-        except ValueError:
-            return int(given)
-    return given
-
-
 def cams_by_image(
     learn: Learner, images: Sequence[Path], target: Any = None, layer: Any = None, method: str = "gradcam"
 ) -> Iterator[tuple[Path, list[CAM] | Exception]]:
@@ -137,7 +125,7 @@ def cams_by_image(
         for image in images[at : at + _TOGETHER]:
             try:
                 # Opened by the learner's own pipeline, as in `learn.predict`.
-                seen.append(see_item(learn.dls, image))
+                seen.append(see_item(learn, image))
                 readable.append(image)
             except GradCAMError as error:
                 yield image, error
@@ -184,7 +172,7 @@ class Overlays:
     def write_table(self) -> Path:
         "Save the rows as `table.csv`."
         file = self.out / "table.csv"
-        with open(file, "w", newline="", encoding="utf-8") as opened_file:
+        with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as opened_file:
             writer = csv.DictWriter(opened_file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)

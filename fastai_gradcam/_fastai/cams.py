@@ -27,7 +27,7 @@ class CAM:
     - `image`: what the model saw, a PIL image.
     - `layer`: the layer's dotted name. `target`: the index of the class explained, `label`: its name.
     - `prob`: the probability of that class, 0…1. `pred`, `pred_prob`: the predicted class's name and probability.
-    - `actual`: the image's label, where it is known.
+    - `actual`: the image's label, where it is known. `notes`: what one should know about the map, if anything.
 
     In a notebook a `CAM` shows itself.
 
@@ -54,6 +54,7 @@ class CAM:
     pred: str | None = None
     pred_prob: float | None = None
     actual: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def overlay(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Image.Image:
         """The image with the map over it, PIL, at the image's size: `(1 - alpha)·image + alpha·colour`.

@@ -11,14 +11,14 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import Tensor
 
-from .._engine.guard import unchanged
-from .._engine.layers import unwrap
 from .._errors import GradCAMError, GradCAMTypeError
 from .._faithfulness.common import Probability
-from .._watch.nested import on_device_of
+from .._net.guard import undisturbed
+from .._net.layers import unwrap
+from .._net.shadow import shadow
 from .._watch.tasks import as_list
 from ..faithfulness import check
-from .explain import resolve_layer
+from .explain import model_input, resolve_layer
 from .masks import Masks
 from .panel import build_panel
 from .tasks import task_of
@@ -66,12 +66,13 @@ def gradcam_check(
         raise GradCAMTypeError(f"gradcam_check asks for the predicted class; this learner's task is {task.kind!r}.")
     valid = getattr(self.dls, "valid_ds", None)
     count = n if items is not None or valid is None else min(n, len(valid) or n)
-    model = unwrap(self.model)
     layers = [None] if layer is None else resolve_layer(self, layer)
-    with unchanged(model):
-        # Making a loader draws random numbers, and transforms may.
+    # Making a loader draws random numbers, and transforms may.
+    with undisturbed():
+        model = shadow(unwrap(self.model))
+        task.listen(model)
         panel = build_panel(self, count, items, seed, masks)
-        x = on_device_of(model, panel.x)
+        x = model_input(self, model, panel.x if isinstance(panel.x, tuple) else (panel.x,))
         if not isinstance(x, Tensor) or x.ndim != 4:
             raise GradCAMError("gradcam_check is for models of one image (C, H, W) at a time.")
         mean, std = _normalisation(self.dls)

@@ -7,24 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor, nn
 
 from .._errors import GradCAMError, NoFileError
-from .._net.guard import unchanged
+from .._net.guard import undisturbed
 from .._net.layers import named_layers, unwrap
+from .._net.shadow import shadow
 from .._watch.nested import joined, on_device_of, tensors
 from .._watch.tasks import Answer, Task, as_list
 from ..cam import CAMs
-from ..cam import gradcam as cams_of
-from ..targets import Decided, class_scores, main_output
+from ..cam import explain as explain_inputs
 from .cams import CAM
 from .items import encode, item_name, loader_of, picture, read
+from .prepare import prepared, split
+from .private import private
 from .tasks import task_of
 
-__all__ = ["BOTH", "Seen", "explain", "resolve_layer", "see", "see_item"]
+__all__ = ["BOTH", "Seen", "explain", "image_at", "model_input", "resolve_layer", "see", "see_item"]
 
 # The target of `plot_top_gradcams`: the class that was predicted and the one that is true.
 BOTH = object()
@@ -34,56 +35,84 @@ _MOST = 32
 
 @dataclass
 class Seen:
-    """One item, as the model sees it.
+    """One item, as the learner's data gives it.
 
-    `sample`: decoded, before its transforms. `image`: RGB. `x`: the input, a batch of one, a tuple where there are
-    several inputs. `y`: its targets, none where they are not known.
+    `sample`: decoded, before its transforms. `image`: RGB. `x`: the inputs, batches of one, before callbacks prepare
+    them. `y`: the targets, after that; none where they are not known.
     """
 
     name: str
     sample: Any
     image: Image.Image
-    x: Any
+    x: tuple[Any, ...]
     y: tuple[Any, ...]
 
 
-def see(dl: Any, index: int, name: str) -> Seen:
-    "Item `index` of `dl`, through its item and batch transforms. Raises `GradCAMError` with its name where it cannot be."
+def see(learn: Learner, dl: Any, index: int, name: str, at: int | None = None) -> Seen:
+    """Item `index` of `dl`, through its item and batch transforms. `at`: the input that is shown.
+
+    Raises `GradCAMError` with its name where it cannot be read.
+    """
     sample = read(dl, index, name)
     batch = encode(dl, sample, name)
-    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-    return Seen(name, sample, picture(dl, batch), parts[0], parts[1:][-1:])
+    xb, yb = split(learn, batch)
+    return Seen(name, sample, picture(dl, batch, image_at(xb, at)), xb, prepared(learn, learn.model, xb, yb)[1])
 
 
-def see_item(dls: Any, item: Any, index: int = 0) -> Seen:
+def see_item(learn: Learner, item: Any, index: int = 0, at: int | None = None) -> Seen:
     "`item`, as `learn.gradcam` takes it, through the validation transforms. Raises as `see`, or `NoFileError`."
     name = item_name(item, index)
-    dl = loader_of(dls, item)
+    dl = private(loader_of(learn.dls, item))
     try:
-        return see(dl, 0, name)
+        return see(learn, dl, 0, name, at)
     except GradCAMError:
         if isinstance(item, (str, Path)) and not Path(item).exists():
             raise NoFileError(f"There is no image file {str(item)!r}.") from None
         raise
 
 
+def image_at(x: tuple[Any, ...], at: int | None = None) -> int:
+    "The position of the input that is explained: `at`, or the first that is an image."
+    if at is not None and not 0 <= at < len(x):
+        raise GradCAMError(f"There is no input {at}: the learner's model is given inputs 0 to {len(x) - 1}.")
+    images = [i for i, t in enumerate(x) if isinstance(t, Tensor) and t.ndim > 3]
+    if at is not None and (at in images or at > 0):
+        return at
+    return images[0] if images else 0
+
+
+def model_input(learn: Learner, net: nn.Module, x: Any) -> Any:
+    "What `net` is called with for the inputs `x`: a tensor, or a tuple of inputs."
+    ready = on_device_of(net, prepared(learn, net, x)[0])
+    return ready[0] if len(ready) == 1 and isinstance(ready[0], Tensor) else ready
+
+
 def explain(
-    learn: Learner, see_all: Callable[[], list[Seen]], n: int, target: Any, layer: Any, method: Any
+    learn: Learner,
+    see_all: Callable[[], list[Seen]],
+    n: int,
+    target: Any,
+    layer: Any,
+    method: Any,
+    at: int | None = None,
 ) -> list[list[CAM]]:
     "For each of the `n` items that `see_all` gives its `CAM`s: for each layer, each class. Changes nothing."
-    model, task = unwrap(learn.model), task_of(learn.dls, learn.loss_func)
     layers = None if layer is None else resolve_layer(learn, layer)
-    if target is not BOTH:
-        task.target(target, n)
     found: list[list[CAM]] = []
-    with unchanged(model):
-        # Making a loader draws random numbers, and transforms may.
-        for at, some in _batches(see_all()):
-            part = slice(at, at + len(some))
-            wanted = _both(some) if target is BOTH else task.target(target, n, part)
-            x = on_device_of(model, joined([s.x for s in some]))
-            cams = cams_of(model, x, layer=layers, target=wanted, method=method)
-            words = [task.in_words(target, at + i, n) for i in range(len(some))] if callable(target) else None
+    # Making a loader draws random numbers, and transforms may.
+    with undisturbed():
+        task = task_of(learn.dls, learn.loss_func)
+        if target is not BOTH:
+            task.target(target, n)
+        net = shadow(unwrap(learn.model))
+        task.listen(net)
+        for start, some in _batches(see_all()):
+            part = slice(start, start + len(some))
+            wanted = task.both(joined([s.y for s in some])) if target is BOTH else task.target(target, n, part)
+            x = model_input(learn, net, joined([s.x for s in some]))
+            shown = image_at(x if isinstance(x, tuple) else (x,), at)
+            cams = explain_inputs(net, x, layer=layers, target=wanted, method=method, input=shown)
+            words = [task.in_words(target, start + i, n) for i in range(len(some))] if callable(target) else None
             found += _explained(cams, some, task, target is None or target is BOTH, words)
     return found
 
@@ -98,14 +127,6 @@ def _batches(seen: Sequence[Seen]) -> Iterator[tuple[int, Sequence[Seen]]]:
             start = i
 
 
-def _both(seen: Sequence[Seen]) -> Decided:
-    true = torch.cat([s.y[0].reshape(1).cpu().as_subclass(Tensor) for s in seen]).long()
-    return Decided(
-        lambda output, like=None: class_scores(main_output(output), like),
-        lambda scores: torch.stack([scores.argmax(1), true.to(scores.device)], 1),
-    )
-
-
 def _explained(
     cams: CAMs, seen: Sequence[Seen], task: Task, repeats: bool, words: Sequence[str | None] | None
 ) -> Iterator[list[CAM]]:
@@ -116,31 +137,36 @@ def _explained(
     """
     targets = cams.target
     probs = task.probabilities(cams.output) if targets is not None else None
-    answers = _answers(task, cams.output)
+    answers: dict[int, list[Answer] | None] = {}
     several = targets is not None and targets.ndim == 2
     for i, one in enumerate(seen):
-        actual = task.label(one.y[0][0]) if one.y else None
         found = []
         for layer, maps in zip(cams.layers, cams.maps, strict=True):
             shown = set()
             for k, map in enumerate(maps[i] if several else maps[i : i + 1]):
-                cam = CAM(map.cpu(), one.image, layer, label=words[i] if words else None, actual=actual)
+                column = 0 if targets is None else int(targets[i, k] if several else targets[i])
+                if repeats and targets is not None and column in shown:
+                    continue
+                shown.add(column)
+                head = task.head_of(column)
+                if head not in answers:
+                    answers[head] = _answers(task, cams.output, head)
+                actual = task.label([y[0] for y in one.y], head) if one.y else None
+                cam = CAM(
+                    map.cpu(), one.image, layer, label=words[i] if words else None, actual=actual, notes=cams.notes
+                )
                 if targets is not None:
-                    cam.target = int(targets[i, k] if several else targets[i])
-                    cam.label = task.name(cam.target, cams.output)
-                    cam.prob = None if probs is None else float(probs[i, cam.target])
-                    if repeats and cam.target in shown:
-                        continue
-                    shown.add(cam.target)
-                if answers is not None:
-                    cam.pred, cam.pred_prob = answers[i].pred, answers[i].pred_prob
+                    cam.target, cam.label = column, task.name(column)
+                    cam.prob = None if probs is None or probs[i, column].isnan() else float(probs[i, column])
+                if (answer := answers[head]) is not None:
+                    cam.pred, cam.pred_prob = answer[i].pred, answer[i].pred_prob
                 found.append(cam)
         yield found
 
 
-def _answers(task: Task, output: Any) -> list[Answer] | None:
+def _answers(task: Task, output: Any, head: int) -> list[Answer] | None:
     try:
-        return task.answers(output)
+        return task.answers(output, i=head)
     except (TypeError, ValueError, RuntimeError):
         # A callable target is there for outputs of any kind; not all of them are answers.
         return None

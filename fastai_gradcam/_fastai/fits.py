@@ -1,25 +1,35 @@
-"""`Learner.fit`, wrapped: callbacks are told when an exception ends it, for which fastai has no event."""
+"""`Learner.fit`, wrapped: a callback hears of an exception that ends it, and stays at hand as `learn.grad_cam`."""
 
 from __future__ import annotations
 
 from functools import wraps
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from fastai.learner import Learner
 
-__all__ = ["armed", "watch_fits"]
+__all__ = ["arm", "armed", "watch_fits"]
 
 
 class Armed(Protocol):
     "A callback in the middle of a training."
+
+    name: str
 
     def trains(self, learn: Learner) -> bool: ...
 
     def end(self, status: str) -> None: ...
 
 
-# Callbacks in the middle of a training.
+# Callbacks in the middle of a training, and the last that watched the present fit of a learner.
 armed: set[Armed] = set()
+_latest: WeakKeyDictionary[Learner, Armed] = WeakKeyDictionary()
+
+
+def arm(callback: Armed, learn: Learner) -> None:
+    "`callback` watches the fit of `learn` that has begun."
+    armed.add(callback)
+    _latest[learn] = callback
 
 
 def watch_fits() -> None:
@@ -31,6 +41,7 @@ def watch_fits() -> None:
     @wraps(fit)
     def watched(self: Learner, *args: Any, **kwargs: Any) -> Any:
         outer, status = armed.copy(), "interrupted"
+        _latest.pop(self, None)
         try:
             result = fit(self, *args, **kwargs)
             status = "finished"
@@ -39,6 +50,9 @@ def watch_fits() -> None:
             for callback in armed - outer:
                 if callback.trains(self):
                     callback.end(status)
+            # One that came by `fit(cbs=)` is removed by now, and its run is still asked for.
+            if (last := _latest.pop(self, None)) is not None and not hasattr(self, last.name):
+                setattr(self, last.name, last)
 
     vars(watched)["_tells_gradcam"] = True
     Learner.fit = watched

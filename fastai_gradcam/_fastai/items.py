@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fastai.data.core import Datasets, TfmdLists
 from fastai.data.load import DataLoader, SkipItemException
 from fastai.torch_core import to_device
-from fastai.vision.core import PILImage
+from fastai.vision.core import PILBase, PILImage
 from PIL import Image
 from torch import Tensor
 
 from .._errors import GradCAMError, GradCAMTypeError, NoFileError
 from .._watch.images import to_image
+from .._watch.nested import tensors
+from .._watch.tasks import as_list
 
-__all__ = ["as_item", "encode", "item_name", "loader_of", "opened", "picture", "read"]
+__all__ = ["as_item", "encode", "is_one_item", "item_name", "loader_of", "opened", "picture", "read"]
 
 
 def as_item(item: Any) -> Any:
@@ -62,19 +66,71 @@ def opened(path: Path) -> Image.Image:
         raise GradCAMError(f"The file {str(path)!r} cannot be read as an image: {error}") from error
 
 
+def is_one_item(dls: Any, item: Any) -> bool:
+    "Whether `item` is one item and not a list of several: of several inputs, or as the data set gives it, it is a tuple."
+    if as_list(item) is None:
+        return True
+    return isinstance(item, tuple) and (_inputs(dls) > 1 or _is_sample(dls, item))
+
+
+def _inputs(dls: Any) -> int:
+    return getattr(dls, "n_inp", 1)
+
+
+def _is_sample(dls: Any, item: Any) -> bool:
+    "Whether `item` is what the data set gives: inputs, opened already, and targets."
+    n = _inputs(dls)
+    if not isinstance(item, tuple) or len(item) <= n or not isinstance(item[0], (Image.Image, Tensor, np.ndarray)):
+        return False
+    target = item[-1]
+    if isinstance(target, (Image.Image, str, Path)):
+        return type(target).__name__ == "PILMask"
+    return not isinstance(target, (Tensor, np.ndarray)) or target.ndim < 3
+
+
 def loader_of(dls: Any, item: Any) -> DataLoader:
     """A loader of the one `item` through the validation transforms of `dls`.
 
-    A data set of plain PyTorch has none: its items are tensors as it gives them. Raises `GradCAMTypeError` for an item that
-    the data does not take.
+    A data set of plain PyTorch has none: its items are tensors as it gives them. Raises `GradCAMTypeError` for an item
+    that the data does not take.
     """
+    if _is_sample(dls, item):
+        return _new(dls, [tuple(item[: _inputs(dls)])])
     if not isinstance(dls.valid_ds, (Datasets, TfmdLists)):
-        if isinstance(item, Tensor):
-            return dls.test_dl([(item,)], num_workers=0)
+        parts = item if isinstance(item, tuple) else (item,)
+        if all(isinstance(part, Tensor) for part in parts):
+            return _new(dls, [parts])
         raise GradCAMTypeError(
             f"This learner's data, a {type(dls.valid_ds).__name__}, has no transforms that would open an image: give the "
             f"tensor (C, H, W) that the model takes, got {_short(item)}."
         )
+    if isinstance(item, tuple) and _inputs(dls) > 1:
+        return _loader_of_parts(dls, item)
+    if _is_open(dls, item):
+        return _new(dls, [(torch.as_tensor(item),)])
+    return _opening(dls, item)
+
+
+def _new(dls: Any, samples: list[Any]) -> DataLoader:
+    "A loader of items that are opened already."
+    if isinstance(dls.valid, DataLoader):
+        return dls.valid.new(samples, num_workers=0, shuffle=False, drop_last=False)
+    return DataLoader(samples, bs=1, num_workers=0)
+
+
+def _is_open(dls: Any, item: Any) -> bool:
+    "Whether `item` is a tensor such as the learner's own opener makes (bands, spectrograms)."
+    if not isinstance(item, (Tensor, np.ndarray)) or item.dtype in (torch.uint8, np.uint8):
+        return False
+    try:
+        known = dls.valid_ds[0][0]
+    except Exception:
+        return False
+    return isinstance(known, Tensor) and known.ndim == item.ndim
+
+
+def _opening(dls: Any, item: Any) -> DataLoader:
+    "A loader of an item that the validation pipeline opens."
     source = as_item(item)
     try:
         return dls.test_dl([source], num_workers=0)
@@ -88,6 +144,29 @@ def loader_of(dls: Any, item: Any) -> DataLoader:
         "An item must be what the learner's data takes: a path, str, PIL image, uint8 array or tensor, or bytes for a "
         f"learner of images, got {_short(item)}."
     ) from refused
+
+
+def _loader_of_parts(dls: Any, item: tuple[Any, ...]) -> DataLoader:
+    "A loader of one item that is given input by input, each opened as the learner opens that input."
+    lists = dls.valid_ds.tls[: _inputs(dls)]
+    if len(item) != len(lists):
+        raise GradCAMTypeError(f"An item of this learner has {len(lists)} inputs, got {len(item)}: {_short(item)}.")
+    own = []
+    for one, part in zip(lists, item, strict=True):
+        if isinstance(part, (Image.Image, Tensor, np.ndarray)) and not isinstance(part, PILBase):
+            part = part if isinstance(part, Tensor) and part.dtype != torch.uint8 else as_item(part)
+        new = one._new([part], split_idx=1)
+        # Whatever finds the file of this input in a row of the data is passed by: the file is given.
+        opener = next((k for k, t in enumerate(new.tfms.fs) if _opens(t)), None)
+        first = opener if opener is not None and isinstance(part, (str, Path, bytes)) else new.infer_idx(part)
+        new.tfms.fs = new.tfms.fs[first:]
+        own.append(new)
+    return dls.valid.new(Datasets(tls=own), num_workers=0, shuffle=False, drop_last=False)
+
+
+def _opens(transform: Any) -> bool:
+    "Whether a transform is the `create` of a class of images."
+    return str(getattr(transform, "name", "")).endswith(".create")
 
 
 def _short(item: Any) -> str:
@@ -128,14 +207,21 @@ def encode(dl: DataLoader, sample: Any, name: str) -> tuple[Any, ...]:
     return dl.after_batch(batch)
 
 
-def picture(dl: DataLoader, batch: tuple[Any, ...]) -> Image.Image:
-    "A batch of one as the model sees it, with the batch transforms (normalisation) undone: an RGB image."
+def picture(dl: DataLoader, batch: tuple[Any, ...], at: int = 0) -> Image.Image:
+    "Input `at` of a batch of one as the model sees it, with batch transforms (normalisation) undone: an RGB image."
     try:
         decoded = dl.decode(batch)
     except Exception:
-        # Pipelines of a user's own need not know the way back; the input itself is then the nearest to show.
+        # A user's own pipeline need not know the way back; the input itself is then the nearest to show.
         decoded = batch
-    x = decoded[0] if isinstance(decoded, (tuple, list)) else decoded
+    x = decoded[at] if isinstance(decoded, (tuple, list)) else decoded
+    if isinstance(x, Mapping):
+        x = next((t for t in tensors(x) if t.ndim > 3), x)
+    if not isinstance(x, Tensor) or x.ndim < 3:
+        raise GradCAMError(
+            f"Input {at} is not an image: {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}. Grad-CAM "
+            "explains learners of images; a learner of tables or text has no place to show."
+        )
     return to_image(x[0].detach().cpu().as_subclass(Tensor))
 
 

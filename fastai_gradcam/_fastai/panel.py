@@ -17,13 +17,14 @@ from fastai.learner import Learner
 from PIL import Image
 from torch import Tensor
 
-from .._errors import GradCAMError, GradCAMTypeError
+from .._errors import GradCAMError, GradCAMTypeError, reason_of
 from .._watch.faults import warn
 from .._watch.nested import joined, mapped, tensors
 from .._watch.panel import Panel
-from .explain import Seen, see
-from .items import item_name
+from .explain import Seen, image_at, see
+from .items import as_item, item_name
 from .masks import Masks, finder, mask_of, warn_of_shared, warn_of_unseen
+from .private import private
 from .tasks import task_of
 
 __all__ = ["build_panel", "refuse_own_pictures"]
@@ -43,34 +44,46 @@ class _Chosen:
 
 
 def build_panel(
-    learn: Learner, n: int = 16, items: Sequence | None = None, seed: int = 12345, masks: Masks = None
+    learn: Learner,
+    n: int = 16,
+    items: Sequence | None = None,
+    seed: int = 12345,
+    masks: Masks = None,
+    need_labels: bool = True,
 ) -> Panel:
     """The panel of `learn`: `items`, or `n` images of the validation set, spread over the classes by `seed`.
 
     `items`: indices into the validation set, or items as its data source has them (paths, rows). Raises `GradCAMError`
     for an empty panel, and for an image that cannot be read, with its name. A panel larger than the validation set
-    takes all of it, with a warning.
+    takes all of it, with a warning; so does one whose labels cannot be read, if it needs them (`need_labels`).
     """
+    _refuse_what_is_no_image(learn.dls)
     dls = _of_one_process(learn.dls)
-    chosen = _choose(learn, dls, n, items, seed)
+    chosen = _choose(learn, dls, n, items, seed, need_labels)
     find = finder(masks, None if items is None else len(chosen.names))
     seen: list[Seen] = []
     found: list[np.ndarray | None] = []
     unseen: list[str] = []
+    at = 0
+    dl = private(chosen.dl)
     for index, source, name in zip(chosen.indices, chosen.sources, chosen.names, strict=True):
-        one = see(chosen.dl, index, name)
-        size = tensors(one.x)[0].shape[-2:]
-        found.append(None if find is None else mask_of(find, source, name, one.sample, chosen.dl, size, unseen))
+        one = see(learn, dl, index, name)
+        at = image_at(one.x)
+        size = one.image.size[::-1]
+        found.append(None if find is None else mask_of(find, source, name, one.sample, dl, size, unseen))
         seen.append(one)
     if find is not None and all(mask is None for mask in found):
         raise GradCAMError(f"masks has no mask for any image of the panel, such as {chosen.names[0]!r}.")
     warn_of_shared(find)
     warn_of_unseen(unseen)
     y = _targets(seen)
-    return Panel(_inputs(seen), y, chosen.names, _labels(learn, y, len(seen)), [s.image for s in seen], found)
+    sources = [i if s is None else s for s, i in zip(chosen.sources, chosen.indices, strict=True)]
+    return Panel(
+        _inputs(seen), y, chosen.names, _labels(learn, y, len(seen)), [s.image for s in seen], found, at, sources
+    )
 
 
-def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int) -> _Chosen:
+def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int, need_labels: bool) -> _Chosen:
     "`items`, or `n` images of the validation set."
     valid, root = getattr(dls, "valid_ds", None), getattr(dls, "path", None)
     if items is not None:
@@ -80,7 +93,12 @@ def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int) -> 
         if not all(map(_is_index, items)):
             _check_kinds(items)
             names = [item_name(item, i, root) for i, item in enumerate(items)]
-            return _Chosen(_loader_of(dls, items), list(range(len(items))), items, names)
+            return _Chosen(_loader_of(dls, items, need_labels), list(range(len(items))), items, names)
+    if valid is not None and not hasattr(valid, "__len__"):
+        raise GradCAMTypeError(
+            f"The validation data is a stream ({type(valid).__name__}), from which no images can be chosen: give the "
+            "DataLoaders a validation set with a length and an order."
+        )
     size = len(valid) if valid is not None else 0
     if not size:
         raise GradCAMError(
@@ -115,7 +133,20 @@ def _inputs(seen: Sequence[Seen]) -> Any:
             f"The panel's images have different sizes ({sizes}): give the data block an item transform that makes them "
             "one size, such as Resize."
         )
-    return joined([mapped(lambda t: t.detach().cpu().as_subclass(Tensor), s.x) for s in seen])
+    x = joined([mapped(lambda t: t.detach().cpu().as_subclass(Tensor), s.x) for s in seen])
+    return x[0] if len(x) == 1 and isinstance(x[0], Tensor) else x
+
+
+def _refuse_what_is_no_image(dls: Any) -> None:
+    "Tables and texts fail somewhere in their own transforms, with words that say nothing of images."
+    # By name: importing fastai's tables and texts takes seconds.
+    kinds = {c.__name__ for c in type(getattr(dls, "valid", None)).__mro__}
+    found = kinds & {"TabDataLoader", "LMDataLoader", "SortedDL"}
+    if found:
+        raise GradCAMTypeError(
+            f"This learner's data ({found.pop()}) is a table or a text: Grad-CAM shows where a model looks on an image, "
+            "and there is none."
+        )
 
 
 def _of_one_process(dls: DataLoaders) -> DataLoaders:
@@ -150,7 +181,7 @@ def _is_index(item: Any) -> bool:
     return isinstance(item, (int, np.integer)) and not isinstance(item, bool)
 
 
-def _loader_of(dls: DataLoaders, items: Sequence[Any]) -> DataLoader:
+def _loader_of(dls: DataLoaders, items: Sequence[Any], need_labels: bool) -> DataLoader:
     "A loader of `items` with their labels, or without, and with a warning, where one of them has none that is known."
     try:
         dl = dls.test_dl(items, with_labels=True, num_workers=0, shuffle=False)
@@ -159,12 +190,12 @@ def _loader_of(dls: DataLoaders, items: Sequence[Any]) -> DataLoader:
                 labels[i]
         return dl
     except Exception as error:
-        reason = " ".join(str(error).split())
-        warn(
-            f"The labels of items= could not be read ({type(error).__name__}: {reason}); the panel goes without. "
-            "target='true' needs labels: give items as the data source has them, or indices into the validation set."
-        )
-        return dls.test_dl(items, num_workers=0, shuffle=False)
+        if need_labels:
+            warn(
+                f"The labels of items= could not be read ({reason_of(error)}); the panel goes without. target='true' "
+                "needs labels: give items as the data source has them, or indices into the validation set."
+            )
+        return dls.test_dl([as_item(i) for i in items], num_workers=0, shuffle=False)
 
 
 def _checked(indices: Sequence[int], size: int) -> list[int]:
@@ -232,7 +263,13 @@ def _labels(learn: Learner, y: tuple[Tensor, ...], n: int) -> list[str | None]:
     if not y:
         return [None] * n
     task = task_of(_of_one_process(learn.dls), learn.loss_func)
-    return [task.label(one) for one in y[0]]
+    codes = task.heads[0].vocab
+    if y[0].ndim > 2 and codes and len(codes) == 2 and set(y[0].unique().tolist()) == {0, 255}:
+        warn(
+            "The masks of the panel hold the values 0 and 255, and the data has 2 codes, 0 and 1: 255 is none of them. "
+            "Divide the masks by 255 where they are opened."
+        )
+    return [task.label([t[i] for t in y]) for i in range(n)]
 
 
 def refuse_own_pictures(learn: Learner) -> None:

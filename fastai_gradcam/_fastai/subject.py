@@ -12,21 +12,23 @@ from torch import Tensor
 
 from .._watch.core import Subject
 from ..loggers import loggers_of
-from .explain import resolve_layer
+from .averaged import Averaged
+from .explain import model_input, resolve_layer
 
 __all__ = ["metrics_of", "subject_of"]
 
 
-def subject_of(learner: Callable[[], Learner], loss: Callable[[], Any]) -> Subject:
+def subject_of(learner: Callable[[], Learner], averaged: Averaged, loss: Callable[[], Any]) -> Subject:
     "The learner that `learner()` gives as long as it trains."
     arch = getattr(learner(), "arch", None)
     return Subject(
         owner=ref(learner()),
-        model=lambda: learner().model,
+        model=lambda: averaged.or_else(learner().model),
         loss=loss,
         layers=lambda layer: resolve_layer(learner(), layer),
         loggers=lambda: loggers_of(learner()),
         frozen=lambda: bool(getattr(learner().opt, "frozen_idx", 0)),
+        inputs=lambda net, x: model_input(learner(), net, x if isinstance(x, tuple) else (x,)),
         arch=getattr(arch, "__name__", None) or (arch if isinstance(arch, str) else None),
     )
 

@@ -4,59 +4,78 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastai.data.transforms import (
-    Categorize,
-    CategoryMap,
-    EncodedMultiCategorize,
-    MultiCategorize,
-    RegressionSetup,
-)
+import torch
+from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, RegressionSetup
 from fastai.vision.core import AddMaskCodes
+from torch import Tensor
 
-from .._watch.tasks import CATEGORY, LABELS, REGRESSION, Task
+from .._watch.losses import IDENTITY, SIGMOID, VALUE, activation_of, kind_of
+from .._watch.tasks import CATEGORY, LABELS, REGRESSION, Head, Task
+from .private import copy_of, private
 
 __all__ = ["task_of"]
 
-_OF_REGRESSION = ("mse", "l1", "huber", "gaussiannll", "poissonnll")
+
+def task_of(dls: Any, loss: Any) -> Task:
+    "The targets of a learner, from its data's transforms and its loss function. If neither decides, it is a category."
+    # It may keep a state, and is asked.
+    loss = copy_of(loss)
+    activation = activation_of(loss) if loss is not None else None
+    thresh = getattr(loss, "thresh", 0.5)
+    lists = getattr(getattr(dls, "valid_ds", None), "tls", None)
+    targets = [] if lists is None else list(lists[_inputs(dls) :])
+    if len(targets) > 1:
+        # A loss of several targets has an activation for each, or none that is known.
+        return Task([_head(dls, i, one, None, None, thresh) for i, one in enumerate(targets)], loss)
+    return Task([_head(dls, 0, targets[0] if targets else None, loss, activation, thresh)], loss)
 
 
-def task_of(dls: Any, loss_func: Any) -> Task:
-    "The task of a learner, from its data's transforms and its loss function. If neither decides, it is a category."
-    transforms = _target_transforms(dls)
+def _inputs(dls: Any) -> int:
+    return getattr(dls, "n_inp", 1)
 
-    def has(*kinds: type) -> bool:
-        return any(isinstance(t, kinds) for t in transforms)
 
-    vocab = _vocabulary(dls)
-    if vocab is None:
-        vocab = next((list(map(str, v)) for t in transforms if (v := getattr(t, "vocab", None)) is not None), None)
-    loss = _name(getattr(loss_func, "func", loss_func))
-    if has(MultiCategorize, EncodedMultiCategorize):
-        return Task(LABELS, vocab, loss_func)
-    if has(Categorize, AddMaskCodes):
-        return Task(CATEGORY, vocab, loss_func)
-    if has(RegressionSetup) or (vocab is None and any(word in loss for word in _OF_REGRESSION)):
-        return Task(REGRESSION, None, loss_func)
+def _head(dls: Any, i: int, target: Any, loss: Any, activation: Any, thresh: float) -> Head:
+    "Target `i`, as its transforms say, or else an example of it and the loss."
+    transforms = list(getattr(getattr(target, "tfms", None), "fs", []))
+    # The codes of masks are added after an item is made, for all that are masks.
+    transforms += getattr(getattr(getattr(dls, "valid", None), "after_item", None), "fs", [])
+
+    def first(*kinds: type) -> Any:
+        return next((t for t in transforms if isinstance(t, kinds)), None)
+
+    if (found := first(MultiCategorize, EncodedMultiCategorize)) is not None:
+        return Head(LABELS, _listed(found.vocab), activation, thresh)
+    if (found := first(Categorize, AddMaskCodes)) is not None:
+        return Head(CATEGORY, _listed(found.vocab), activation, thresh)
+    if (found := first(RegressionSetup)) is not None:
+        return Head(REGRESSION, None, VALUE, thresh, getattr(found, "c", None) or 1)
+    vocab = _listed(getattr(dls, "vocab", None)) if i == 0 else None
+    kind = _kind(dls, i, loss, activation, vocab)
+    return Head(REGRESSION, None, VALUE, thresh) if kind == REGRESSION else Head(kind, vocab, activation, thresh)
+
+
+def _kind(dls: Any, i: int, loss: Any, activation: Any, vocab: Any) -> str:
+    if vocab is None and activation == VALUE:
+        return REGRESSION
+    y = _example(dls, i)
+    if y is not None:
+        return kind_of(y, loss, vocab is not None)
     # Binary cross entropy of a row of scores means labels; of one score, it means two categories, which read alike.
-    return Task(LABELS if "bcewithlogits" in loss or "binarycross" in loss else CATEGORY, vocab, loss_func)
+    return LABELS if activation in (SIGMOID, IDENTITY) else CATEGORY
 
 
-def _name(loss: Any) -> str:
-    return (getattr(loss, "__name__", None) or type(loss).__name__).lower().replace("_", "")
-
-
-def _target_transforms(dls: Any) -> list[Any]:
-    lists = getattr(getattr(dls, "valid_ds", None), "tls", None) or []
-    found = [t for one in lists[1:] for t in getattr(getattr(one, "tfms", None), "fs", [])]
-    after = getattr(getattr(dls, "valid", None), "after_item", None)
-    return found + [t for t in getattr(after, "fs", []) if isinstance(t, AddMaskCodes)]
-
-
-def _vocabulary(dls: Any) -> list[str] | None:
-    "The class names of a learner with one category per image, `None` for any other kind of target."
-    vocab = getattr(dls, "vocab", None)
-    if vocab is None or (isinstance(vocab, CategoryMap) and not len(vocab)):
+def _example(dls: Any, i: int) -> Tensor | None:
+    "Target `i` of one image."
+    try:
+        sample = private(dls.valid.new(num_workers=0)).dataset[0] if hasattr(dls.valid, "new") else dls.valid_ds[0]
+        n = _inputs(dls) if isinstance(sample, (tuple, list)) and len(sample) > _inputs(dls) else 1
+        return torch.as_tensor(sample[n + i]).as_subclass(Tensor)
+    except Exception:
         return None
-    if len(vocab) and isinstance(vocab[-1], (list, tuple)):
+
+
+def _listed(vocab: Any) -> list[Any] | None:
+    "A vocabulary as a list, `None` where there is none, or one for each of several targets."
+    if vocab is None or not len(vocab) or isinstance(vocab[-1], (list, tuple)) or hasattr(vocab[-1], "o2i"):
         return None
-    return [str(v) for v in vocab]
+    return list(vocab)

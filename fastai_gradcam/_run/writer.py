@@ -129,6 +129,17 @@ class Writer:
         "Write `reason` into the entry of a frame handed over, which stays complete."
         self._submit(self._note, frame, reason)
 
+    def change(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        "Change the contents of `run.json` by `change(info)`, after the frames handed over."
+        self._submit(self._change, change)
+
+    def _change(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        try:
+            change(self.info)
+            self._write_info()
+        except BaseException as error:
+            self._errors.append(f"run.json could not be written: {reason_of(error)}")
+
     def _submit(self, work: Callable, *args: Any) -> None:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradcam")

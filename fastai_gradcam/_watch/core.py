@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet, ref
 
 import numpy as np
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .._draw.frame import frame_grid
 from .._draw.notebook import NotebookGrid, in_notebook
 from .._errors import GradCAMError, reason_of
-from .._net.guard import unchanged
+from .._net.guard import undisturbed
 from .._net.layers import named_layers, unwrap
+from .._net.shadow import copied, shadow
 from .._run.schema import Frame
 from .._run.writer import Writer
-from ..cam import CAMs, gradcam
+from ..cam import CAMs, explain
 from ..run import Run
 from .begin import adopt, check_resumable, claim, create
 from .faults import Faults
@@ -31,12 +32,16 @@ from .publish import ReportRefresher, publish
 from .settings import Logger, Settings
 from .tasks import Task
 
-__all__ = ["BEFORE_TRAINING", "Subject", "Watcher"]
+__all__ = ["BEFORE_TRAINING", "Subject", "Unwatchable", "Watcher"]
 
 BEFORE_TRAINING = -1
 
 # Those in the middle of a training.
 _open: WeakSet[Watcher] = WeakSet()
+
+
+class Unwatchable(GradCAMError):
+    "A network that cannot be copied, so that a look would change it."
 
 
 @dataclass
@@ -46,6 +51,7 @@ class Subject:
     `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss of each image.
     `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
     `frozen()`: whether the body of the network is frozen at the moment.
+    `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
     """
 
     owner: ref[Any]
@@ -54,6 +60,7 @@ class Subject:
     layers: Callable[[Any], list[str]] | None = None
     loggers: Callable[[], list[Logger]] = list
     frozen: Callable[[], bool] = lambda: False
+    inputs: Callable[[nn.Module, Any], Any] = lambda net, x: x
     arch: str | None = None
 
 
@@ -75,6 +82,7 @@ class Watcher:
     _previous: dict[str, np.ndarray] | None = None
     _shown: NotebookGrid | None = None
     _depth: int | None = None
+    _own_weights: bool = False
 
     panel: Panel = field(init=False)
     task: Task = field(init=False)
@@ -92,7 +100,7 @@ class Watcher:
                 "The model has lazy layers, whose shapes the first batch decides: pass one through the model before "
                 "training, so that the panel does not."
             )
-        with self._guarded():
+        with undisturbed():
             path, exists = claim(folder, s.name, s.resume, self.subject.owner())
             if exists and any(w.run is not None and w.run.path == path for w in _open):
                 raise GradCAMError(f"Another callback is writing the run {path.name!r}: give each a name= of its own.")
@@ -102,7 +110,7 @@ class Watcher:
             named = self.subject.layers or (lambda layer: [name for name, _ in named_layers(unwrap(model), layer)])
             layers = None if s.layer is None else named(s.layer)
             # One small look shows whether layer, target and method fit this model.
-            probe = self._cams(slice(0, min(2, len(self.panel))), layers)
+            probe = self._probe(model, layers)
             self.layers = probe.layers
             _check_shapes(probe)
             self._depth = _depth(self.panel, probe)
@@ -110,9 +118,28 @@ class Watcher:
                 self._resume(Run(path))
             else:
                 self.writer = create(path, s.name is not None, self._create)
+            if probe.notes:
+                self.writer.change(lambda info: info.setdefault("notes", probe.notes))
             self.run = Run(self.writer.path)
             self.writer.after_frame = self._refresher = ReportRefresher(self.writer.path)
             adopt(self.writer.path, self.subject.owner())
+
+    def _probe(self, model: nn.Module, layers: list[str] | None) -> CAMs:
+        "One small look. A network whose forward pass writes into its parameters is given them back, and copies from now."
+        model = unwrap(model)
+        before = [p.detach().cpu().clone() for p in model.parameters()]
+        try:
+            net = shadow(model)
+        except GradCAMError as error:
+            raise Unwatchable(str(error)) from error
+        self.task.listen(net)
+        probe = self._cams(net, slice(0, min(2, len(self.panel))), layers)
+        with torch.no_grad():
+            for p, value in zip(model.parameters(), before, strict=True):
+                if not torch.equal(p.detach().cpu().nan_to_num(), value.nan_to_num()):
+                    p.data.copy_(value)
+                    self._own_weights = True
+        return probe
 
     def _create(self, path: Path) -> Writer:
         p = self.panel
@@ -156,6 +183,16 @@ class Watcher:
         if self._number == 0:
             self.take(BEFORE_TRAINING, {})
 
+    def renew(self, panel: Panel, task: Task) -> None:
+        "The same images, as the training's data gives them from now on."
+        self.panel, self.task = panel, task
+        self.writer.flush()
+        self.writer.images = list(panel.images)
+
+    def mark(self, items: list[int], key: str, value: Any) -> None:
+        "Note something of some of the panel's images in `run.json`."
+        self.writer.change(lambda info: [info["panel"][i].setdefault(key, value) for i in items])
+
     # --- a frame
 
     def take(self, epoch: int, metrics: dict[str, float | None]) -> None:
@@ -163,7 +200,7 @@ class Watcher:
         frame = Frame(self._number, self.fit, epoch, metrics, frozen=self.subject.frozen())
         failure = None
         try:
-            with self._guarded():
+            with undisturbed():
                 self._fill(frame)
         except self.faults.passing:
             raise
@@ -184,27 +221,31 @@ class Watcher:
     def _fill(self, frame: Frame) -> None:
         "The frame's maps and rows."
         panel = self.panel
-        look = Look.of(in_chunks(len(panel), lambda part: self._cams(part, self.layers)))
-        loss = losses(self.subject.loss(), look.output, panel)
+        net = shadow(unwrap(self.subject.model()), self._own_weights)
+        self.task.listen(net)
+        look = Look.of(in_chunks(len(panel), lambda part: self._cams(net, part, self.layers)))
+        loss = losses(self._loss(), look.output, panel)
         rows_ = look.rows(panel, self.task, self.settings.target, loss, self._previous, self._first)
         place = {"frame": frame.frame, "fit": frame.fit, "epoch": frame.epoch}
         frame.maps, frame.rows = look.maps, [place | row for row in rows_]
         self._previous = look.maps
         self._first = self._first if self._first is not None else look.maps
 
-    def _cams(self, part: slice, layers: list[str] | None) -> CAMs:
-        model = unwrap(self.subject.model())
-        x = on_device_of(model, rows(self.panel.x, part))
-        return gradcam(model, x, layer=layers, target=self._target(part), method=self.settings.method)
+    def _loss(self) -> Any:
+        "A copy of the loss function, which may keep a state; `None` where it cannot be copied."
+        try:
+            return copied(self.subject.loss())
+        except GradCAMError:
+            return None
+
+    def _cams(self, net: nn.Module, part: slice, layers: list[str] | None) -> CAMs:
+        x = self.subject.inputs(net, on_device_of(net, rows(self.panel.x, part)))
+        target, at = self._target(part), self.panel.at
+        return explain(net, x, layer=layers, target=target, method=self.settings.method, input=at)
 
     def _target(self, part: slice) -> Any:
         "The engine's target for a part of the panel. Raises where it does not fit the data."
-        asked, panel = self.settings.target, self.panel
-        if asked is None or (isinstance(asked, str) and asked == "pred"):
-            return self.task.pred()
-        if isinstance(asked, str) and asked == "true":
-            return self.task.true(panel.y[0][part] if panel.y else None)
-        return self.task.target(asked, len(panel), part)
+        return self.task.asked(self.settings.target, len(self.panel), part, [y[part] for y in self.panel.y])
 
     def _publish(self, frame: Frame) -> None:
         "Loggers and the notebook get the frame, once its files are there."
@@ -225,18 +266,13 @@ class Watcher:
         name = getattr(logger, "__name__", None) or type(logger).__name__
         with self.faults.harmless(f"logger {name} at frame {frame.frame}"):
             try:
-                with self._guarded():
+                with undisturbed():
                     logger(run, frame.entry())
             except self.faults.passing:
                 raise
             except Exception as error:
                 self.writer.note(frame.frame, f"logger {name}: {reason_of(error)}")
                 raise
-
-    def _guarded(self) -> AbstractContextManager[None]:
-        "Leaves the model and the loss function as they are, and the random number generators."
-        loss = self.subject.loss()
-        return unchanged(unwrap(self.subject.model()), loss, getattr(loss, "func", None))
 
     # --- the end of a fit
 

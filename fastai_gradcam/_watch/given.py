@@ -11,10 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from .._errors import GradCAMError, one_of
+from .._net.shadow import copied
 from .images import to_image
+from .losses import SIGMOID, SOFTMAX, activation_of, kind_of
 from .nested import mapped, tensors
 from .panel import Panel
-from .tasks import CATEGORY, LABELS, REGRESSION, Task
+from .tasks import CATEGORY, LABELS, Head, Task
 
 __all__ = ["number_of", "panel_of", "task_of"]
 
@@ -46,7 +48,7 @@ def panel_of(
         for t in ys:
             _listed("y", t, n)
         if labels is None:
-            words = [task_of(ys, vocab, None).label(one) for one in next(iter(ys))]
+            words = [task_of(ys, vocab, None).label([one]) for one in next(iter(ys))]
     found = [None if m is None else _mask(m, p) for m, p in zip(_listed("masks", masks, n), pictures, strict=True)]
     return Panel(x, ys, [f"image {i}" for i in range(n)], words, pictures, found)
 
@@ -54,11 +56,15 @@ def panel_of(
 def task_of(panel: Panel | tuple[Tensor, ...], vocab: Sequence[Any] | None, loss_func: Any) -> Task:
     "A category per image, unless the targets are rows of labels or numbers."
     ys = panel.y if isinstance(panel, Panel) else panel
-    names = None if vocab is None else [str(v) for v in vocab]
-    y = ys[0] if ys else None
-    if y is None or not y.is_floating_point():
-        return Task(CATEGORY, names, loss_func)
-    return Task(LABELS, names, loss_func) if y.ndim == 2 and names else Task(REGRESSION, None, loss_func)
+    y = ys[0][0] if ys else None
+    names = None if vocab is None else list(vocab)
+    loss_func = copied(loss_func)
+    # Without a loss, the scores of classes are taken to be logits.
+    activation = activation_of(loss_func) if loss_func is not None else None
+    kind = CATEGORY if y is None else kind_of(y, loss_func, named=names is not None)
+    if loss_func is None:
+        activation = {CATEGORY: SOFTMAX, LABELS: SIGMOID}.get(kind)
+    return Task([Head(kind, names, activation, getattr(loss_func, "thresh", 0.5))], loss_func)
 
 
 def _labels(given: Sequence[Any], vocab: list[str] | None) -> tuple[list[str | None], list[int] | None]:

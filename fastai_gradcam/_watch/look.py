@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -77,19 +78,25 @@ class Look:
         self, panel: Panel, task: Task, asked: Any, loss: list[float | None]
     ) -> Callable[[int, int], dict[str, Any]]:
         "The columns about the prediction, for image `item` and its `k`-th class."
-        answers = task.answers(self.output, panel.y[0] if panel.y else None)
         probs = None if self.target is None else task.probabilities(self.output)
         classes = None if self.target is None else _numpy(self.target).reshape(len(panel), -1)
+        answers: dict[int, Any] = {}
 
         def about(item: int, k: int) -> dict[str, Any]:
-            row: dict[str, Any] = {"label": panel.labels[item], "loss": loss[item], "correct": None}
+            column = 0 if classes is None else int(classes[item, k])
+            head = task.head_of(column)
+            if head not in answers:
+                answers[head] = task.answers(self.output, panel.y, head)
+            label = panel.labels[item] if head == 0 else task.label([y[item] for y in panel.y], head)
+            row: dict[str, Any] = {"label": label, "loss": loss[item], "correct": None}
             if classes is not None:
-                row["target"] = task.name(int(classes[item, k]), self.output)
-                row["prob"] = None if probs is None else float(probs[item, classes[item, k]])
+                row["target"] = task.name(column)
+                prob = None if probs is None else float(probs[item, column])
+                row["prob"] = None if prob is None or math.isnan(prob) else prob
             else:
                 row["target"] = task.in_words(asked, item, len(panel))
-            if answers is not None:
-                answer = answers[item]
+            if answers[head] is not None:
+                answer = answers[head][item]
                 row |= {"pred": answer.pred, "pred_prob": answer.pred_prob, "correct": answer.correct}
             return row
 

@@ -18,7 +18,8 @@ class Panel:
 
     `x`: a tensor `(n, C, *space)`, or a tuple or a dict of inputs with `n` rows each. `y`: tensors with `n` rows each,
     none where they are not known. `names`, `labels` (`None` where unknown) and `images` (RGB, what the model sees) have
-    one entry per image, `masks` a boolean `(H, W)` array or `None` for each.
+    one entry per image, `masks` a boolean `(H, W)` array or `None` for each. `at`: the position or key of the input that is
+    shown and explained. `sources`: what each image is in the terms of the training's data.
     """
 
     x: Any
@@ -27,6 +28,8 @@ class Panel:
     labels: list[str | None]
     images: list[Image.Image]
     masks: list[np.ndarray | None] = field(default_factory=list)
+    at: Any = 0
+    sources: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,242 +1,303 @@
-"""What a learner is asked, as its data and loss say: how targets are spelled, scores read, and answers named.
+"""What a model is asked, and what it answers: how targets are spelled, scores read, and classes named.
 
-| task | output | targets | default | "true" |
+| a target of the training | output | `target=` | default | "true" |
 |---|---|---|---|---|
 | `category` | `(N, C)` | labels, indices | the predicted class | the image's class |
 | `category`, one logit | `(N, 1)`, `(N,)` | both classes | the predicted one | the image's class |
-| `category`, with space | `(N, C, *space)` | labels, indices | the largest predicted region | the class with the largest region in the mask |
+| `category`, with space | `(N, C, *space)` | labels, indices | the largest predicted region | the largest class in the mask |
 | `labels` | `(N, C)` | labels, indices | each predicted label | the first of the image's labels |
 | `regression` | `(N,)`, `(N, n)` | `"score"`, `"-score"`, `"score 1"` | the score | the score |
+
+Of several targets, the first is explained unless a label says otherwise, or a dict such as `{1: "small"}`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._errors import GradCAMError, GradCAMTypeError, one_of
-from ..targets import Contrast, Decided, Segment, class_scores, main_output, predicted, regions
+from ..targets import Contrast, Decided, Segment, predicted
+from .endings import Endings
+from .head import CATEGORY, LABELS, REGRESSION, Answer, Head
+from .losses import asked
+from .outputs import Spot, find
 
-__all__ = ["CATEGORY", "LABELS", "REGRESSION", "Answer", "Task", "as_list", "class_index"]
+__all__ = ["CATEGORY", "LABELS", "REGRESSION", "Answer", "Head", "Task", "as_list"]
 
-CATEGORY, LABELS, REGRESSION = "category", "labels", "regression"
 _SCORE = re.compile(r"(-?)\s*score(?:\s+(\d+))?")
+_Pick = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The model's answer about one image, in words.
+@dataclass
+class Task:
+    """The targets of a training, in the order of its `y`s. `loss`: its loss function, or a copy of it.
 
-    `pred_prob`: 0…1, `None` for a regression; of several predicted labels that of the least sure one, of a region its
-    mean. `correct`: `None` where there is no one right answer, or it is not known.
+    `listen` to a network before it is asked; where its scores stand is found by its first output.
     """
 
-    pred: str
-    pred_prob: float | None
-    correct: bool | None
+    heads: list[Head]
+    loss: Any = None
+    _endings: Endings | None = None
+    _spots: list[Spot] = field(default_factory=list)
+    _columns: list[int] = field(default_factory=list)
+    _largest: dict[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        "The kind of the first target."
+        return self.heads[0].kind
 
-@dataclass(frozen=True)
-class Task:
-    "`kind`: `category`, `labels` or `regression`; `vocab`: class names, `None` where classes have none."
+    @property
+    def vocab(self) -> list[str] | None:
+        "The names of the classes, those of several targets one after the other; `None` where classes have none."
+        names = [str(v) for h in self.heads for v in h.vocab or ()]
+        return names or None
 
-    kind: str
-    vocab: list[str] | None
-    loss_func: Any
+    def listen(self, net: nn.Module) -> None:
+        "Note what `net`, a shadow, ends in, from its next pass on."
+        self._endings = Endings(net)
+
+    # --- scores
+
+    def scores(self, output: Any) -> list[Tensor]:
+        "The scores of each target in an output."
+        if not self._spots:
+            self._spots = find(output, self.heads, self.loss)
+            self.heads = [self._settled(i, output) for i in range(len(self.heads))]
+        return [spot.of(output) for spot in self._spots]
+
+    def _settled(self, i: int, output: Any) -> Head:
+        "A target, with the activation that the loss has for it."
+        head, spot = self.heads[i], self._spots[i]
+        if head.kind == REGRESSION or head.activation is not None or not callable(self.loss):
+            return head
+        scores = spot.of(output)
+        if scores.ndim > 2:
+            return head
+        width = 1 if scores.ndim == 1 else scores.shape[1]
+        shapes = [() if h.kind == REGRESSION else (h.width or 2,) for h in self.heads]
+        shapes[i] = (width,)
+        return replace(head, activation=asked(self.loss, lambda s: spot.put(output, s), shapes, i))
+
+    def table(self, output: Any, like: Tensor | None = None) -> Tensor:
+        "`(N, C)`: the scores of the first target's classes, then those of the next."
+        each = []
+        for i, scores in enumerate(self.scores(output)):
+            regions = like if like is not None and like.shape == scores.shape else None
+            each.append(self.heads[i].table(scores, self._ending(i) is not None, regions))
+            if scores.ndim > 3 and scores[0, 0].numel() > 1:
+                self._largest[i] = predicted(scores)
+        self._columns = [t.shape[1] for t in each]
+        return torch.cat(each, 1)
+
+    def _place(self, column: int) -> tuple[int, int]:
+        "The target and its own column."
+        for i, count in enumerate(self._columns):
+            if column < count:
+                return i, column
+            column -= count
+        raise IndexError(column)
+
+    def _at(self, i: int, pick: _Pick) -> _Pick:
+        "`pick` among the columns of target `i`."
+
+        def picked(table: Tensor) -> Tensor:
+            start = sum(self._columns[:i])
+            return pick(table[:, start : start + self._columns[i]]) + start
+
+        return picked
 
     # --- targets
+
+    def asked(self, wanted: Any, n: int, part: slice, ys: Sequence[Tensor]) -> Any:
+        """As `target`, where the truth is known: `"true"` is each image's own answer, `"pred"` the model's.
+
+        `ys`: the targets of the images in `part`.
+        """
+        if isinstance(wanted, Mapping):
+            return self._decided(self._by_head(wanted, n, part, ys))
+        special = self._special(wanted, 0, ys)
+        return self.target(wanted, n, part) if special is None else self._decided([special])
+
+    def _first(self, i: int) -> _Pick:
+        "The predicted class; of a map of classes, the one with the largest region."
+        return lambda table: self._largest[i] if i in self._largest else self.heads[i].first(table)
+
+    def _default(self, i: int) -> _Pick:
+        return lambda table: self._largest[i] if i in self._largest else self.heads[i].default(table)
+
+    def _special(self, wanted: Any, i: int, ys: Sequence[Tensor]) -> _Pick | None:
+        head = self.heads[i]
+        if wanted is None or (isinstance(wanted, str) and wanted == "pred"):
+            return self._at(i, self._first(i))
+        if isinstance(wanted, str) and wanted == "true":
+            return self._at(i, head.true(ys[i] if i < len(ys) else None))
+        return None
+
+    def _by_head(self, wanted: Mapping[Any, Any], n: int, part: slice, ys: Sequence[Tensor] | None) -> list[_Pick]:
+        picks = []
+        for i, one in wanted.items():
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(self.heads):
+                raise GradCAMError(
+                    f"target={dict(wanted)!r} asks for target {i!r}, but this learner has targets 0 to "
+                    f"{len(self.heads) - 1}."
+                )
+            special = self._special(one, i, ys) if ys is not None else None
+            if special is None and one is None:
+                special = self._at(i, self._default(i))
+            picks.append(special or self._rows(one, n, part, i))
+        if not picks:
+            raise GradCAMError("target={} names no class to explain.")
+        return picks
+
+    def _decided(self, picks: list[_Pick]) -> Decided:
+        def pick(table: Tensor) -> Tensor:
+            each = [p(table) for p in picks]
+            return each[0] if len(each) == 1 else torch.cat([c if c.ndim == 2 else c[:, None] for c in each], 1)
+
+        return Decided(self.table, pick)
 
     def target(self, wanted: Any, n: int, part: slice = slice(None)) -> Any:
         """The user's `target=` in the engine's terms, for those of `n` images that are in `part`.
 
         `None`, a label or an index for all images, a list of these (several per image), a tensor, an array or a list of
-        lists (a row for each image), or a callable. Raises `ValueError` or `TypeError` for a label or index that does
-        not exist, with the nearest, and for a number of rows that is not `n`.
+        lists (a row for each image), a dict of these by target, or a callable. Raises `GradCAMError` for a label or
+        index that does not exist, with the nearest, and for a number of rows that is not `n`.
         """
         if isinstance(wanted, (Contrast, Segment)):
-            return wanted.named(lambda target: class_index(target, self._names)).images(part, n)
-        if callable(wanted) or (wanted is None and self.kind == CATEGORY):
+            return wanted.named(self.heads[0].index).images(part, n)
+        if callable(wanted):
             return wanted
         if wanted is None:
-            return Decided(self._scores, self._default)
+            return self._decided([self._at(0, self._default(0))])
+        if isinstance(wanted, Mapping):
+            return self._decided(self._by_head(wanted, n, part, None))
+        return self._decided([self._rows(wanted, n, part, None)])
+
+    def both(self, ys: Sequence[Tensor]) -> Decided:
+        "The class that was predicted and the one that is true; each label, where there are several; the score."
+        head, y = self.heads[0], ys[0] if ys else None
+        if head.kind == REGRESSION:
+            return self._decided([self._at(0, self._first(0))])
+        first, true = self._default(0), head.all_true(y)
+
+        def pick(table: Tensor) -> Tensor:
+            own = [c if c.ndim == 2 else c[:, None] for c in (first(table), true(table).to(table.device))]
+            return torch.cat(own, 1)
+
+        return self._decided([self._at(0, pick)])
+
+    def _rows(self, wanted: Any, n: int, part: slice, i: int | None) -> _Pick:
+        "The classes named, each of any target, or all of target `i`."
         rows = _per_image(wanted, n)
-        if isinstance(rows, list):
-            rows = rows[part]
-        if self.kind == REGRESSION:
-            sides = _each(_side, rows)
-            return Decided(self._scores, lambda scores: _each(lambda side: _column(side, scores.shape[1] // 2), sides))
-        return _each(lambda target: class_index(target, self._names), rows)
+        rows = rows[part] if isinstance(rows, list) else rows
+        places = _each(lambda target: self._find(target, i), rows)
+
+        def pick(table: Tensor) -> Tensor:
+            columns = _each(lambda place: self._column(*place), places)
+            made = torch.as_tensor(columns, device=table.device)
+            return made if made.ndim else made.expand(len(table))
+
+        return pick
+
+    def _find(self, target: Any, i: int | None) -> tuple[int | None, int, bool]:
+        "The target that a label belongs to, its index there, and whether its negative is meant."
+        if i is not None:
+            head = self.heads[i]
+            return (i, *_side(target)) if head.kind == REGRESSION else (i, head.index(target), False)
+        if len(self.heads) == 1:
+            return self._find(target, 0)
+        own = [k for k, h in enumerate(self.heads) if self._knows(h, target)]
+        if len(own) > 1:
+            example = f"{{{own[0]}: {target!r}}}"
+            raise GradCAMError(f"{target!r} is a class of several targets: say which by target={example}.")
+        if own:
+            return self._find(target, own[0])
+        if isinstance(target, int) and not isinstance(target, bool):
+            return None, target, False
+        raise GradCAMError(one_of("class", target, self.vocab or ["score"]))
+
+    def _knows(self, head: Head, target: Any) -> bool:
+        if head.kind == REGRESSION:
+            return isinstance(target, str) and bool(_SCORE.fullmatch(target.strip()))
+        try:
+            head.index(target)
+        except (GradCAMError, GradCAMTypeError):
+            return False
+        return isinstance(target, str) or any(type(v) is type(target) for v in head.vocab or ())
+
+    def _column(self, i: int | None, index: int, negative: bool) -> int:
+        if i is None:
+            if not 0 <= index < sum(self._columns):
+                raise GradCAMError(
+                    f"target {index} is out of range: the model has classes 0 to {sum(self._columns) - 1}."
+                )
+            return index
+        count = self._columns[i] // 2 if self.heads[i].kind == REGRESSION else self._columns[i]
+        if not 0 <= index < count:
+            what = "scores" if self.heads[i].kind == REGRESSION else "classes"
+            raise GradCAMError(f"target {index} is out of range: the model has {what} 0 to {count - 1}.")
+        return sum(self._columns[:i]) + index + count * negative
 
     def in_words(self, wanted: Any, i: int, n: int) -> str | None:
-        "The words for a callable target on image `i` of `n`, `None` if it has none."
+        "What a callable target explains of image `i` of `n`, `None` where it does not say."
         if isinstance(wanted, (Contrast, Segment)):
-            wanted = wanted.named(lambda target: self._named(class_index(target, self._names)))
-            wanted = wanted.images(slice(i, i + 1), n)
+            head = self.heads[0]
+            wanted = wanted.named(lambda target: head.named(head.index(target))).images(slice(i, i + 1), n)
         name = getattr(wanted, "__name__", None)
         return None if name == "<lambda>" else name
 
-    def true(self, y: Tensor | None) -> Any:
-        "Each image's own answer, in the engine's terms. Raises `ValueError` where `y` has none."
-        if self.kind == REGRESSION:
-            return Decided(self._scores, lambda scores: scores.new_zeros(len(scores), dtype=torch.long))
-        if y is not None and self.kind == LABELS and y.numel() == len(y):
-            return y.reshape(-1).gt(0).long()
-        if y is not None and self.kind == LABELS and y.ndim == 2:
-            first, known = y.gt(0).float().argmax(1), y.gt(0).any(1)
-            # An image without labels has none to explain: what comes nearest is shown.
-            return Decided(
-                self._scores,
-                lambda scores: torch.where(known.to(scores.device), first.to(scores.device), scores.argmax(1)),
-            )
-        if y is not None and self.kind == CATEGORY and y.ndim >= 3 and not y.is_floating_point():
-            # Pixels marked as none of the classes (255) are left out.
-            return Decided(self._scores, lambda scores: _most_common(y, scores.shape[1]).to(scores.device))
-        if y is not None and self.kind == CATEGORY and y.numel() == len(y) and not y.is_floating_point():
-            return y.reshape(-1).long()
-        raise GradCAMError(
-            "target='true' needs one category per image, which this panel has not: choose target='pred', a class, "
-            "or a callable on the model's output."
-        )
-
-    def pred(self) -> Any:
-        "One answer of the model for each image, in the engine's terms."
-        if self.kind == CATEGORY:
-            return None
-        return Decided(self._scores, lambda scores: scores.argmax(1)) if self.kind == LABELS else self.true(None)
-
-    def _scores(self, output: Any, like: Tensor | None = None) -> Tensor:
-        "`(N, C)`, regions as in `like`; of a regression with n outputs `(N, 2n)`: the outputs, then their negatives."
-        output = main_output(output)
-        if self.kind == REGRESSION and output.ndim in (1, 2) and output.numel():
-            output = output.reshape(len(output), -1)
-            return torch.cat([output, -output], 1)
-        return class_scores(output, like)
-
-    def _default(self, scores: Tensor) -> Tensor:
-        if self.kind == REGRESSION:
-            return scores.new_zeros(len(scores), dtype=torch.long)
-        # As many columns for all images as the one with most labels has; in the others the first is repeated.
-        on = self._predicted_labels(scores)
-        order = scores.argsort(1, descending=True)
-        count = on.sum(1).clamp(min=1)
-        return torch.stack([order[:, k].where(count > k, order[:, 0]) for k in range(int(count.max()))], 1)
-
-    def _predicted_labels(self, scores: Tensor) -> Tensor:
-        return self._activated(scores) > getattr(self.loss_func, "thresh", 0.5)
-
     # --- answers
 
-    def name(self, index: int, output: Any) -> str:
-        "The name of class `index` of the model's output."
-        if self.kind == REGRESSION:
-            n = self._scores(output).shape[1] // 2
-            return "-" * (index >= n) + ("score" if n == 1 else f"score {index % n}")
-        return self._named(index)
+    def head_of(self, column: int) -> int:
+        "Which target a column of the table belongs to; ask after a pass."
+        return self._place(column)[0] if self._columns else 0
 
-    @property
-    def _names(self) -> list[str] | None:
-        # A single label is there or not.
-        if self.kind == LABELS and self.vocab and len(self.vocab) == 1:
-            return [f"not {self.vocab[0]}", self.vocab[0]]
-        return self.vocab
+    def name(self, column: int) -> str:
+        "The name of a column of the table; ask after a pass."
+        i, own = self._place(column)
+        return self.heads[i].column(own, self._columns[i])
 
-    def _named(self, index: int) -> str:
-        names = self._names
-        return names[index] if names and index < len(names) else str(index)
+    def label(self, ys: Sequence[Tensor], i: int = 0) -> str | None:
+        "Target `i` of one image in words, `None` where it is not known."
+        return self.heads[i].label(ys[i]) if i < len(ys) else None
 
     def probabilities(self, output: Any) -> Tensor | None:
-        "`(N, C)`, in a segmentation the mean over each class's region; `None` for a regression. For display only."
-        output = main_output(output).float()
-        if self.kind == REGRESSION or output.ndim in (0, 3):
+        "`(N, C)` as in the table, NaN where they are not known; `None` where none is."
+        each = [h.probabilities(s.detach(), self._ending(i)) for i, (h, s) in enumerate(self._both(output))]
+        if all(p is None for p in each):
             return None
-        if output.ndim > 2 and output[0, 0].numel() == 1:
-            output = output.flatten(1)
-        if output.ndim == 1 or output.shape[1] == 1:
-            yes = output.reshape(len(output), 1, *output.shape[2:]).sigmoid()
-            probs = torch.cat([1 - yes, yes], 1)
-            output = torch.cat([-output.view_as(yes), output.view_as(yes)], 1)
-        else:
-            probs = self._activated(output)
-        if output.ndim == 2:
-            return probs
-        where = regions(output)
-        return (probs * where).flatten(2).sum(2) / where.flatten(2).sum(2)
+        n, columns = len(self.scores(output)[0]), self._columns or [0 if p is None else p.shape[1] for p in each]
+        unknown = [torch.full((n, c), torch.nan) for c in columns]
+        return torch.cat([u if p is None else p.cpu() for p, u in zip(each, unknown, strict=True)], 1)
 
-    def _activated(self, logits: Tensor) -> Tensor:
-        "By the loss function's own activation where it has one."
-        activation = getattr(self.loss_func, "activation", None)
-        if callable(activation):
-            return activation(logits)
-        return logits.sigmoid() if self.kind == LABELS else logits.softmax(1)
+    def answers(self, output: Any, ys: Sequence[Tensor] = (), i: int = 0) -> list[Answer] | None:
+        "The model's answer for each image to target `i`."
+        head, scores = self._both(output)[i]
+        return head.answers(scores.detach(), self._ending(i), ys[i] if i < len(ys) else None)
 
-    def answers(self, output: Any, y: Tensor | None = None) -> list[Answer] | None:
-        "The model's answer for each image, held against the targets `y` where given; `None` for an output of boxes, say."
-        logits = main_output(output).detach()
-        if self.kind == REGRESSION:
-            if logits.ndim not in (1, 2):
-                return None
-            return [Answer(_number(row), None, None) for row in logits.float().cpu()]
-        probs = self.probabilities(logits)
-        if probs is None:
-            return None
-        if self.kind == LABELS and logits.ndim == 2 and logits.shape[1] > 1:
-            return [
-                self._labelled(p, on, y, i)
-                for i, (p, on) in enumerate(zip(probs, self._predicted_labels(logits), strict=True))
-            ]
-        pred = predicted(logits).tolist()
-        # A class per image, possibly in a column of its own.
-        right = y.reshape(-1).long().tolist() if y is not None and y.numel() == len(pred) else None
-        return [
-            Answer(self._named(c), float(probs[i, c]), None if right is None else right[i] == c)
-            for i, c in enumerate(pred)
-        ]
+    def _both(self, output: Any) -> list[tuple[Head, Tensor]]:
+        scores = self.scores(output)
+        return list(zip(self.heads, scores, strict=True))
 
-    def _labelled(self, probs: Tensor, on: Tensor, y: Tensor | None, i: int) -> Answer:
-        chosen = on.nonzero().flatten().tolist()
-        correct = bool(y[i].gt(0).cpu().equal(on.cpu())) if y is not None and y.shape[1:] == on.shape else None
-        if not chosen:
-            return Answer("(none)", 1 - float(probs.max()), correct)
-        return Answer(self.listed(chosen), float(probs[chosen].min()), correct)
-
-    def listed(self, classes: Sequence[int]) -> str:
-        "Several labels as one text."
-        return ", ".join(self._named(c) for c in classes) or "(none)"
-
-    def label(self, y: Tensor) -> str | None:
-        "The target `y` of one image in words, `None` where there are none for it (a mask, points)."
-        if self.kind == LABELS and y.numel() == 1:
-            return self._named(int(y.gt(0)))
-        if self.kind == LABELS and y.ndim == 1:
-            return self.listed(y.gt(0).nonzero().flatten().tolist())
-        if self.kind == REGRESSION:
-            return _number(y) if y.ndim < 2 else None
-        if y.numel() != 1 or y.ndim > 1 or y.is_floating_point():
-            return None
-        return self._named(int(y))
+    def _ending(self, i: int) -> str | None:
+        return self._endings.kinds.get(self._spots[i].part) if self._endings is not None else None
 
 
 def _side(target: Any) -> tuple[int, bool]:
-    "The index of the output and whether its negative is meant."
+    "The index of the number and whether its negative is meant."
     if isinstance(target, str):
         found = _SCORE.fullmatch(target.strip())
         if not found:
             raise GradCAMError(one_of("target", target, ["score", "-score", "score 1", "-score 1"]))
         return int(found[2] or 0), found[1] == "-"
-    return class_index(target, None), False
-
-
-def _column(side: tuple[int, bool], n: int) -> int:
-    index, negative = side
-    if not 0 <= index < n:
-        raise GradCAMError(f"target {index} is out of range: the model has scores 0 to {n - 1}.")
-    return index + n * negative
+    return Head(REGRESSION).index(target), False
 
 
 def _per_image(wanted: Any, n: int) -> Any:
@@ -249,15 +310,14 @@ def _per_image(wanted: Any, n: int) -> Any:
         raise GradCAMError("target=[] names no class to explain.")
     rows: list[Any] = [as_list(row.tolist() if hasattr(row, "tolist") else row) for row in listed]
     if any(row is None for row in rows):
-        # A list names several classes; an array holds a class per image, as in the engine. Of one image it can but
-        # hold several.
+        # A list means several classes for every image; an array means one class per image, except for a single image,
+        # where it means several classes.
         if not array or (n == 1 and len(listed) > 1):
             return [listed] * n
         rows = listed
     elif len({len(row) for row in rows}) > 1 or not rows[0]:
-        raise GradCAMError(
-            f"target has rows of {', '.join(str(len(row)) for row in rows)} classes: give each image as many, at least one."
-        )
+        counts = ", ".join(str(len(row)) for row in rows)
+        raise GradCAMError(f"target has rows of {counts} classes: give each image as many, at least one.")
     if len(rows) != n:
         raise GradCAMError(
             f"target has a row for each of {len(rows)} images, but there {'is' if n == 1 else 'are'} {n}: give one class "
@@ -270,37 +330,8 @@ def _each(f: Callable[[Any], Any], rows: Any) -> Any:
     return [_each(f, row) for row in rows] if isinstance(rows, list) else f(rows)
 
 
-def _most_common(y: Tensor, classes: int) -> Tensor:
-    flat = y.flatten(1).long()
-    return torch.stack([torch.bincount(row[(row >= 0) & (row < classes)], minlength=classes).argmax() for row in flat])
-
-
-def _number(values: Tensor) -> str:
-    return ", ".join(f"{float(v):.4g}" for v in values.reshape(-1))
-
-
 def as_list(value: Any) -> list[Any] | None:
     "`value` as a list if a fastai user would call it one (list, tuple, `L`, a vocabulary), else `None`."
     # By name: fastcore's lists are known without importing fastcore.
     listed = isinstance(value, (list, tuple)) or any(c.__name__ == "CollBase" for c in type(value).__mro__)
     return list(value) if listed else None
-
-
-def class_index(target: Any, vocab: Sequence[str] | None, classes: int | None = None) -> int:
-    """The index of a class given by its label or index.
-
-    Raises `ValueError` for a label outside of `vocab` (with the nearest one), an index out of range, or a label
-    where there is no vocabulary.
-    """
-    if isinstance(target, (bool, np.bool_)) or not isinstance(target, (str, int, np.integer)):
-        raise GradCAMTypeError(f"A target must be a label or an index, got {target!r}.")
-    if isinstance(target, str):
-        if not vocab:
-            raise GradCAMError(f"target {target!r} is a label, but this learner has no vocabulary; give a class index.")
-        if target not in vocab:
-            raise GradCAMError(one_of("class", target, vocab))
-        return list(vocab).index(target)
-    many = len(vocab) if vocab else classes
-    if many is not None and not 0 <= target < many:
-        raise GradCAMError(f"target {target} is out of range: there are classes 0 to {many - 1}.")
-    return int(target)

@@ -1,0 +1,352 @@
+"""One target of a training, such as a category: how its scores are read, and its answers named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import GradCAMError, GradCAMTypeError, one_of
+from ..targets import class_scores, predicted, regions
+from .losses import IDENTITY, LOG, SIGMOID, SOFTMAX, VALUE
+
+__all__ = ["CATEGORY", "LABELS", "REGRESSION", "Answer", "Head"]
+
+CATEGORY, LABELS, REGRESSION = "category", "labels", "regression"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's answer for one image, in words.
+
+    `pred_prob`: 0…1, `None` where it is not known; of several predicted labels that of the least sure one, of a region
+    its mean. `correct`: `None` where there is no one right answer, or it is not known.
+    """
+
+    pred: str | None
+    pred_prob: float | None
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class Head:
+    """One target: its `kind`, its classes as they stand in the vocabulary, and how the loss reads its scores.
+
+    `activation`: a constant of `losses`, a callable, or `None` where it is not known. `numbers`: of a regression, how
+    many there are, where that is known.
+    """
+
+    kind: str
+    vocab: list[Any] | None = None
+    activation: str | Callable[[Tensor], Tensor] | None = None
+    thresh: float = 0.5
+    numbers: int | None = None
+
+    @property
+    def width(self) -> int | None:
+        "How many columns of an output it has, where that is known."
+        return self.numbers if self.kind == REGRESSION else len(self.vocab) if self.vocab else None
+
+    @property
+    def single(self) -> bool:
+        "Whether a lone score is a label that is there or not."
+        sigmoid = self.kind == LABELS or self.activation in (SIGMOID, IDENTITY)
+        return bool(self.vocab) and len(self.vocab or ()) == 1 and sigmoid
+
+    @property
+    def names(self) -> list[str] | None:
+        if self.vocab is None:
+            return None
+        words = [str(v) for v in self.vocab]
+        return [f"not {words[0]}", words[0]] if self.single else words
+
+    def named(self, index: int) -> str:
+        "The name of a class, or its index where it has none."
+        return self.names[index] if self.names and index < len(self.names) else str(index)
+
+    # --- scores
+
+    def table(self, scores: Tensor, undone: bool = False, like: Tensor | None = None) -> Tensor:
+        """One score per image and class `(N, C)`, logits where they can be had; of n numbers, those and their negatives.
+
+        `undone`: they are those before the activation that the network ends in. `like`: scores whose regions count.
+        """
+        if self.kind == REGRESSION:
+            if scores.ndim not in (1, 2):
+                raise GradCAMError(
+                    f"The model's output has shape {tuple(scores.shape)}, not a number or a few for each image: pass "
+                    "target= a callable that takes this output and returns one score per image."
+                )
+            flat = scores.reshape(len(scores), -1)
+            return torch.cat([flat, -flat], 1)
+        logits = scores if undone else self._logits(scores)
+        if logits.ndim == 2 and logits.shape[1] == 1 and self.vocab and len(self.vocab) == 1 and not self.single:
+            return logits
+        return class_scores(logits, like)
+
+    def _logits(self, scores: Tensor) -> Tensor:
+        "Probabilities as the logits they are made from, so far as they say."
+        one_column = scores.ndim == 1 or scores.shape[1] == 1
+        if self.activation != IDENTITY:
+            return scores
+        # A sure probability is 1 to the last digit, and has no gradient left.
+        return torch.logit(scores, 1e-6) if self.kind == LABELS or one_column else scores.clamp_min(1e-12).log()
+
+    def probabilities(self, scores: Tensor, ending: str | None) -> Tensor | None:
+        """`(N, C)`, in a segmentation the mean over each class's region; `None` where they are not known.
+
+        `ending`: the activation that the network itself ends in.
+        """
+        if self.kind == REGRESSION or scores.ndim in (0, 3):
+            return None
+        scores = scores.float()
+        if scores.ndim > 2 and scores[0, 0].numel() == 1:
+            scores = scores.flatten(1)
+        one_column = scores.ndim == 1 or scores.shape[1] == 1
+        if one_column and self.vocab and len(self.vocab) == 1 and not self.single:
+            return torch.ones(len(scores), 1)
+        if one_column:
+            scores = scores.reshape(len(scores), 1, *scores.shape[2:])
+        probs = self._activated(scores, ending, one_column)
+        if probs is None:
+            return None
+        if one_column:
+            probs = torch.cat([1 - probs, probs], 1)
+        if probs.ndim == 2:
+            return probs
+        where = regions(probs)
+        return (probs * where).flatten(2).sum(2) / where.flatten(2).sum(2)
+
+    def _activated(self, scores: Tensor, ending: str | None, one_column: bool) -> Tensor | None:
+        how = {SIGMOID: IDENTITY, SOFTMAX: IDENTITY, LOG: LOG}[ending] if ending is not None else self.activation
+        if how == IDENTITY:
+            return scores
+        if how == LOG:
+            return scores.exp()
+        if how == SIGMOID or (one_column and how not in (None, VALUE)):
+            return scores.sigmoid()
+        if how == SOFTMAX:
+            return scores.softmax(1)
+        if callable(how):
+            return how(scores)
+        return _as_they_are(scores) if self.kind == CATEGORY and not one_column else None
+
+    # --- which classes
+
+    def true(self, y: Tensor | None) -> Callable[[Tensor], Tensor]:
+        "Each image's own answer among the scores `(N, C)`. Raises `GradCAMError` where `y` has none."
+        if self.kind == REGRESSION:
+            return lambda scores: scores.new_zeros(len(scores), dtype=torch.long)
+        known, classes = self._truth(y)
+        if y is None or known is None:
+            raise GradCAMError(
+                "target='true' needs one category per image, which this panel has not: choose target='pred', a class, "
+                "or a callable on the model's output."
+            )
+        # An image without a label has none to explain: what is predicted is shown.
+        return lambda scores: torch.where(
+            known.to(scores.device), classes(scores).to(scores.device), self.first(scores)
+        )
+
+    def all_true(self, y: Tensor | None) -> Callable[[Tensor], Tensor]:
+        "As `true`, but of several labels all, `(N, K)`; the first is repeated in images that have fewer."
+        one = self.true(y)
+        if self.kind != LABELS or y is None or y.ndim != 2 or y.shape[1] < 2:
+            return one
+        on = y.gt(0).cpu()
+        order, count = on.float().argsort(dim=1, descending=True, stable=True), on.sum(1)
+
+        def pick(scores: Tensor) -> Tensor:
+            first = one(scores).cpu()
+            each = [torch.where(count > k, order[:, k], first) for k in range(max(1, int(count.max())))]
+            return torch.stack(each, 1).to(scores.device)
+
+        return pick
+
+    def _truth(self, y: Tensor | None) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]:
+        "For which images the class is known, and the classes."
+        if y is None:
+            return None, _nothing
+        n = len(y)
+        if self.kind == LABELS and y.numel() == n:
+            return torch.ones(n, dtype=torch.bool), lambda scores: y.reshape(-1).gt(0).long()
+        if self.kind == LABELS and y.ndim == 2:
+            return y.gt(0).any(1), lambda scores: y.gt(0).float().argmax(1)
+        if self.kind == CATEGORY and y.ndim >= 3 and not y.is_floating_point():
+            # Pixels marked as none of the classes (255) are left out.
+            return torch.ones(n, dtype=torch.bool), lambda scores: _most_common(y, scores.shape[1])
+        classes = self.classes(y)
+        if classes is None or not bool((classes >= 0).any()):
+            return None, _nothing
+        return classes >= 0, lambda scores: classes.clamp_min(0)
+
+    def classes(self, y: Tensor) -> Tensor | None:
+        "The class of each image, -1 where it is not known; `None` where `y` has no class per image."
+        if y.ndim == 2 and y.shape[1] > 1 and y.is_floating_point():
+            return torch.where(y.sum(1) > 0, y.argmax(1), -1)  # soft labels
+        if y.ndim > 2 or y.numel() != len(y):
+            return None
+        flat = y.reshape(-1)
+        if flat.is_floating_point():
+            if bool((flat != flat.round()).logical_and(flat.isfinite()).any()):
+                return None
+            flat = torch.where(flat.isfinite(), flat, -1)
+        flat = flat.long()
+        most = None if not self.vocab or self.single else max(2, len(self.vocab))
+        return torch.where((flat < 0) | (flat >= (most or 2**31)), -1, flat)
+
+    def first(self, scores: Tensor) -> Tensor:
+        "The predicted class, the most probable label, or the first number, from the scores `(N, C)`."
+        if self.kind == REGRESSION:
+            return scores.new_zeros(len(scores), dtype=torch.long)
+        return scores.argmax(1)
+
+    def default(self, scores: Tensor) -> Tensor:
+        "What is explained where nothing is asked for: the predicted class, each predicted label, the first number."
+        if self.kind != LABELS or (scores.shape[1] == 2 and self.single):
+            return self.first(scores)
+        # As many columns for all images as the one with most labels has; in the others the first is repeated.
+        on = self._on(self.activation(scores) if callable(self.activation) else scores.sigmoid())
+        order = scores.argsort(1, descending=True)
+        count = on.sum(1).clamp(min=1)
+        return torch.stack([order[:, k].where(count > k, order[:, 0]) for k in range(int(count.max()))], 1)
+
+    def _on(self, probs: Tensor) -> Tensor:
+        return probs > self.thresh
+
+    # --- words
+
+    def column(self, index: int, columns: int) -> str:
+        "The name of a column of the table, which has so many."
+        if self.kind != REGRESSION:
+            return self.named(index)
+        n = columns // 2
+        return "-" * (index >= n) + ("score" if n == 1 else f"score {index % n}")
+
+    def answers(self, scores: Tensor, ending: str | None, y: Tensor | None) -> list[Answer] | None:
+        "The answer for each image, held against the targets `y` where given; `None` for an output of boxes, say."
+        if self.kind == REGRESSION:
+            return [Answer(number(row), None, None) for row in scores.float().cpu()] if scores.ndim in (1, 2) else None
+        if scores.ndim in (0, 3):
+            return None
+        probs = self.probabilities(scores, ending)
+        if self.kind == LABELS and scores.ndim == 2 and scores.shape[1] > 1:
+            return None if probs is None else [self._labelled(p, y, i) for i, p in enumerate(probs)]
+        if probs is not None and scores.ndim <= 2:
+            pred = probs.argmax(1)
+        elif scores.ndim == 1 or scores.shape[1] == 1:
+            return None
+        else:
+            pred = predicted(scores)
+        true = None if y is None else self.classes(y)
+        return [
+            Answer(
+                self.named(c),
+                None if probs is None else float(probs[i, c]),
+                None if true is None or true[i] < 0 else int(true[i]) == c,
+            )
+            for i, c in enumerate(pred.tolist())
+        ]
+
+    def _labelled(self, probs: Tensor, y: Tensor | None, i: int) -> Answer:
+        on = self._on(probs)
+        chosen = on.nonzero().flatten().tolist()
+        correct = bool(y[i].gt(0).cpu().equal(on.cpu())) if y is not None and y.shape[1:] == on.shape else None
+        if not chosen:
+            return Answer("(none)", 1 - float(probs.max()), correct)
+        return Answer(self._listed(chosen), float(probs[chosen].min()), correct)
+
+    def _listed(self, classes: Sequence[int]) -> str:
+        return ", ".join(self.named(c) for c in classes) or "(none)"
+
+    def label(self, y: Tensor) -> str | None:
+        "The target `y` of one image in words, `None` where there are none for it (points, a label that is not known)."
+        if self.kind == LABELS and y.numel() == 1:
+            return self.named(int(y.gt(0))) if bool(y.isfinite()) and float(y) >= 0 else None
+        if self.kind == LABELS and y.ndim == 1:
+            return self._listed(y.gt(0).nonzero().flatten().tolist())
+        if self.kind == REGRESSION:
+            return number(y) if y.ndim < 2 else None
+        if self.kind == CATEGORY and y.ndim >= 2 and not y.is_floating_point():
+            return self.named(int(_most_common(y[None], len(self.vocab)))) if self.vocab else None
+        classes = self.classes(y[None])
+        return None if classes is None or classes[0] < 0 else self.named(int(classes[0]))
+
+    def index(self, target: Any, columns: int | None = None) -> int:
+        "The class that `target` names: a label, or else an index. Raises `GradCAMError` for one that does not exist."
+        return class_index(target, self.vocab, self.names, columns)
+
+
+def class_index(
+    target: Any, vocab: Sequence[Any] | None, names: Sequence[str] | None, columns: int | None = None
+) -> int:
+    """The index of a class given by its label, or by its index where no label is meant.
+
+    Raises `GradCAMError` for a label outside of the vocabulary (with the nearest one), an index out of range, or a
+    label where there is no vocabulary.
+    """
+    labels, words = list(vocab or ()), list(names or ())
+    if not _hashable(target):
+        raise GradCAMTypeError(f"A target must be a label or an index, got {target!r}.")
+    value = target.item() if hasattr(target, "item") else target
+    for i, label in enumerate(labels):
+        label = label.item() if hasattr(label, "item") else label
+        if type(label) is type(value) and label == value:
+            return i + (len(words) > len(labels))
+    if isinstance(value, str):
+        if not words:
+            raise GradCAMError(f"target {target!r} is a label, but this learner has no vocabulary; give a class index.")
+        if value in words:
+            return words.index(value)
+        if not value.isdecimal():
+            raise GradCAMError(one_of("class", target, words))
+        value = int(value)
+        target = value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise GradCAMTypeError(f"A target must be a label or an index, got {target!r}.")
+    if any(
+        isinstance(label.item() if hasattr(label, "item") else label, int)
+        for label in labels
+        if not isinstance(label, bool)
+    ):
+        listed = ", ".join(words[:20]) + (f", … ({len(words)} in all)" if len(words) > 20 else "")
+        raise GradCAMError(
+            f"There is no class {target!r}. The classes of this vocabulary are numbers, so a number is a label, not an "
+            f"index. Classes: {listed}."
+        )
+    many = len(words) if words else columns
+    if many is not None and not 0 <= value < many:
+        raise GradCAMError(f"target {target} is out of range: there are classes 0 to {many - 1}.")
+    return value
+
+
+def _hashable(target: Any) -> bool:
+    try:
+        hash(target)
+    except TypeError:
+        return False
+    return True
+
+
+def _nothing(scores: Tensor) -> Tensor:
+    return scores.new_zeros(len(scores), dtype=torch.long)
+
+
+def _most_common(y: Tensor, classes: int) -> Tensor:
+    flat = y.flatten(1).long()
+    return torch.stack([torch.bincount(row[(row >= 0) & (row < classes)], minlength=classes).argmax() for row in flat])
+
+
+def _as_they_are(scores: Tensor) -> Tensor | None:
+    "Scores that are probabilities, or their logarithms, by their values: they add up to 1 for each image."
+    if bool((scores >= 0).all()) and torch.allclose(scores.sum(1), scores.new_ones(()), atol=1e-3):
+        return scores
+    exp = scores.exp()
+    return exp if bool((scores <= 0).all()) and torch.allclose(exp.sum(1), exp.new_ones(()), atol=1e-3) else None
+
+
+def number(values: Tensor) -> str:
+    return ", ".join(f"{float(v):.4g}" for v in values.reshape(-1))
