@@ -151,8 +151,8 @@ def test_a_learners_images_may_be_chosen_and_are_imputed_in_pixel_space(make_lea
 
 def test_only_classifiers_are_checked(make_learner, monkeypatch):
     from fastai_gradcam._fastai import check as module
-    from fastai_gradcam._watch.tasks import REGRESSION, Task
+    from fastai_gradcam._watch.tasks import REGRESSION, Head, Task
 
-    monkeypatch.setattr(module, "task_of", lambda dls, loss: Task(REGRESSION, None, loss))
+    monkeypatch.setattr(module, "task_of", lambda dls, loss: Task([Head(REGRESSION)], loss))
     with pytest.raises(TypeError, match="this learner's task is 'regression'"):
         make_learner().gradcam_check()
