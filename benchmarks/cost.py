@@ -434,13 +434,13 @@ def start(args, say):
         path = _written_run(Path(folder) / "run", images=16, frames=100)
         code = (
             f"import time; t = time.perf_counter(); from fastai_gradcam import Run; Run({str(path)!r}).history; "
-            "import sys; assert 'torch' not in sys.modules and 'fastai' not in sys.modules; print(time.perf_counter() - t)"
+            "import sys; assert not {'torch', 'fastai'} & set(sys.modules); print(time.perf_counter() - t)"
         )
         each = [float(_output([sys.executable, "-c", code])) for _ in range(3)]
         say("Run(path).history of 16 × 100 in a fresh interpreter", statistics.median(each), min(each), max(each), "s")
         code = (
-            f"import time; from fastai_gradcam import Run; r = Run({str(path)!r}); t = time.perf_counter(); r.report(); "
-            "print(time.perf_counter() - t)"
+            f"import time; from fastai_gradcam import Run; r = Run({str(path)!r}); t = time.perf_counter(); "
+            "r.report(); print(time.perf_counter() - t)"
         )
         each = [float(_output([sys.executable, "-c", code])) for _ in range(3)]
         say("report() of 16 × 100", statistics.median(each), min(each), max(each), "s")

@@ -103,7 +103,7 @@ def plot(rows, file):
         ax.axhline(1, color="#57606a", linewidth=1, label="forward pass")
         ax.plot(at, [row[5] for row in of], color="#afb8c1", linewidth=5, label="limit: the passes alone")
         ax.errorbar(at, [row[2] for row in of], yerr=[[row[2] - row[3] for row in of], [row[4] - row[2] for row in of]],
-                    color="#0969da", marker="o", markersize=4, linewidth=1.5, elinewidth=0.8, label="gradcam()")  # fmt: skip
+                    color="#0969da", marker="o", markersize=4, linewidth=1.5, elinewidth=0.8, label="gradcam()")  # fmt: skip  # noqa: E501
         ax.set_xticks(list(at), [str(row[1]) for row in of], fontsize=8)
         ax.set_title(kind, fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)

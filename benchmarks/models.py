@@ -4,8 +4,8 @@
     python benchmarks/models.py --only vit       # the rows whose name contains a word, printed only
     python benchmarks/models.py --timm-families  # one small network of each family in timm, printed only
 
-Random weights, three classes, two small images each; no network. Needs torchvision, timm and captum. What is expected of
-a row (the layer, how its output is laid out, the map's size) was written by hand from the models' code.
+Random weights, three classes, two small images each; no network. Needs torchvision, timm and captum. What is expected
+of a row (the layer, how its output is laid out, the map's size) was written by hand from the models' code.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CLASSES = 3
 class Row:
     """One model of the table, and what is expected of it.
 
-    `layer`: the default layer. `layout`: where channels and space lie in its output, `"C*"`, `"*C"`, or `"k+*C"` for one
-    dimension of tokens of which the first k are no patches. `space`: the map's size. `near`: how far each map may be from
-    captum's, as a share of its largest value. `learner`: makes the network that `vision_learner` would train.
+    `layer`: the default layer. `layout`: where channels and space lie in its output, `"C*"`, `"*C"`, or `"k+*C"` for
+    one dimension of tokens of which the first k are no patches. `space`: the map's size. `near`: how far each map may
+    be from captum's, as a share of its largest value. `learner`: makes the network that `vision_learner` would train.
     """
 
     name: str
@@ -359,7 +359,7 @@ def _to_space(t: Tensor, row: Row) -> Tensor:
 def table(found: list[tuple[Row, Found | Exception]]) -> str:
     "A markdown table."
     lines = [
-        "| model | input | default layer | its output | map | in `vision_learner` | as expected | not empty | captum agrees |",
+        "| model | input | default layer | its output | map | in `vision_learner` | as expected | not empty | captum agrees |",  # noqa: E501
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row, one in found:
@@ -370,7 +370,7 @@ def table(found: list[tuple[Row, Found | Exception]]) -> str:
         agrees = "yes" if one.captum <= one.near else f"no ({one.captum:.1%} off)"
         lines.append(
             f"| {row.name} | {_times(row.shape)} | `{one.layer}` | {_times(one.shape[1:])} | {_times(one.map)} | "
-            f"{one.learner} | {'yes' if one.expected else f'no: `{row.layer}`'} | {'no' if one.empty else 'yes'} | {agrees} |"
+            f"{one.learner} | {'yes' if one.expected else f'no: `{row.layer}`'} | {'no' if one.empty else 'yes'} | {agrees} |"  # noqa: E501
         )
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
 """One small network of each family in timm: is the default layer a place to explain? `models.py --timm-families`.
 
 For each family (a module of timm) the smallest of a few small models, random weights, parameters that start at zero
-drawn anew; at its own input size, and at 299 × 331 where it takes that. Asked of each: does the layer have space, does it
-take part in the score, is the map finite and not empty, does it agree with captum there, and does the map change where
-the image does. Families whose network is not built within 30 seconds are left out.
+drawn anew; at its own input size, and at 299 × 331 where it takes that. Asked of each: does the layer have space, does
+it take part in the score, is the map finite and not empty, does it agree with captum there, and does the map change
+where the image does. Families whose network is not built within 30 seconds are left out.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ FILE = Path(__file__).with_name("api.md")
 
 HEAD = """# API reference
 
-Made from the docstrings by `python docs/make_api.py`; a test holds it up to date. Shapes are `(N, C, h, w)` for N images,
-C channels, and a layer's h × w cells; `*space` is any number of dimensions. Where a default is written as `…`, it is an
+Made from the docstrings by `python docs/make_api.py`; a test holds it up to date. Shapes are `(N, C, h, w)` for N
+images, C channels, and a layer's h × w cells; `*space` is any number of dimensions. A default written as `…` is an
 object of the library's own.
 """
 
@@ -55,8 +55,8 @@ PAGES = [
     (
         "Is a map any good?",
         "faithfulness",
-        """road impute deletion insertion average_drop increase win energy_pointing pointing_hit randomisation random_logit
-        baseline interval check Scores""".split(),
+        """road impute deletion insertion average_drop increase win energy_pointing pointing_hit randomisation
+        random_logit baseline interval check Scores""".split(),
     ),
     ("Loggers", "loggers", ["TensorBoardLogger", "WandbLogger"]),
     ("The embedded fish", "demo", ["make_fish", "fish_items", "fish_label", "fish_mask", "scratch_learner"]),
@@ -164,7 +164,9 @@ def source_of(what) -> ast.FunctionDef | ast.ClassDef:
 
 
 def annotations_of(what) -> dict[str, str]:
-    "Annotations as they are written: what they stand for is spelled differently from one version of Python to the next."
+    """Annotations as they are written: what they stand for is spelled differently from one version of Python to the
+    next.
+    """
     tree = source_of(what)
     if isinstance(tree, ast.ClassDef):
         init = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)

@@ -48,8 +48,7 @@ cells = [Cell(photo, None, "the photo", f"{photo.width}×{photo.height} pixels")
 for c, map in zip(classes, cams.maps[0][0].numpy()):
     cells.append(Cell(overlay(photo, map, alpha=0.4, cmap="jet"), None, names[c], f"{probs[c]:.1%}"))
     peak = divmod(int(map.argmax()), map.shape[1])
-    print(
-        f"{names[c]}: {probs[c]:.1%}, looks most at {(peak[1] + 0.5) / map.shape[1]:.0%} across, {(peak[0] + 0.5) / map.shape[0]:.0%} down"
-    )
+    down, across = ((at + 0.5) / cells for at, cells in zip(peak, map.shape))
+    print(f"{names[c]}: {probs[c]:.1%}, looks most at {across:.0%} across, {down:.0%} down")
 grid(cells, f"{args.arch}, layer {cams.layers[0]}", columns=len(cells), tile=max(photo.size)).save(args.out)
 print("picture:", args.out)

@@ -53,7 +53,8 @@ class GradCAMCallback(Callback):
       A name that exists is refused unless `resume=True`, which goes on with that run.
     - `show`: show each grid under the progress table (default: in a notebook).
     - `loggers`: callables `(run, frame)`, called after each frame with the `Run` and the frame's entry in it, such as
-      those of `fastai_gradcam.loggers`. fastai's own `TensorBoardCallback` and `WandbCallback` get frames automatically.
+      those of `fastai_gradcam.loggers`. fastai's own `TensorBoardCallback` and `WandbCallback` get frames
+      automatically.
     - `on_error`: `"warn"` turns a failure during training into one warning and a failed frame, `"raise"` raises it.
 
     Raises `GradCAMError` before the first batch where a setting does not fit the learner.

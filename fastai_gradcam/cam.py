@@ -118,7 +118,9 @@ def explain(
     reshape: Reshape | None = None,
     input: Any = 0,
 ) -> CAMs:
-    "`gradcam` for a caller that holds a shadow of the model (`_engine.shadow`) and is inside `_engine.guard.undisturbed`."
+    """`gradcam` for a caller that holds a shadow of the model (`_engine.shadow`) and is inside
+    `_engine.guard.undisturbed`.
+    """
     how = resolve_method(method)
     if reshape is not None and not callable(reshape):
         raise GradCAMTypeError(f"reshape must be a callable from a layer's output to (N, C, *space), got {reshape!r}.")

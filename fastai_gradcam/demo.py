@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 PER_SPECIES = 40
-# `layer` 5 of a resnet has 14 × 14 cells at this size; the last one, 7, has 4 × 4, too few to tell a fish from its tray.
+# `layer` 5 of a resnet has 14 × 14 cells at this size; the last one, 7, has 4 × 4, too few to tell a fish from its
+# tray.
 RECIPE: dict[str, Any] = {
     "size": 112,
     "bs": 16,

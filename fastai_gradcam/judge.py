@@ -1,4 +1,4 @@
-"""The judge: changes images on purpose to learn what a class depends on, and says so only where a change confirms it."""
+"""The judge: changes images to learn what a class depends on, and says so only if a change confirms it."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def judge(
     - `passes`: at most so many forward passes of the set. `progress`: called with the share that is done, 0…1.
 
     The same model, set and seed give the same verdicts. Weights, buffers, random generators and modes are left as they
-    were. Raises `GradCAMError` for a set or a model that cannot be judged: several inputs, several labels, a regression,
-    a segmentation, fewer than two classes.
+    were. Raises `GradCAMError` for a set or a model that cannot be judged: several inputs, several labels, a
+    regression, a segmentation, fewer than two classes.
 
     >>> import torch
     >>> from torch import nn
@@ -194,7 +194,7 @@ def _left_out(seen: Seen, classes: Sequence[int], names: Sequence[str]) -> dict[
     for c in sorted(set(range(seen.classes)) - set(classes)):
         images, right = int((seen.y == c).sum()), int(seen.right[seen.y == c].sum())
         found[names[c]] = (
-            f"{names[c]!r} is not judged: {right} of its {images} images in the judging set are recognised, and a class "
-            f"needs {LEAST}. A larger set (n=) may hold more."
+            f"{names[c]!r} is not judged: {right} of its {images} images in the judging set are recognised, and a "
+            f"class needs {LEAST}. A larger set (n=) may hold more."
         )
     return found

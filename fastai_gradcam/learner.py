@@ -88,11 +88,11 @@ def show_gradcam(
 ) -> CAMList:
     """Where the model looks on up to `max_n` images of a data set, with their labels: the sister of `show_results`.
 
-    `ds_idx`: 0 the training images, as validation sees them, 1 the validation images; or `dl`, a loader. `shuffle`: other
-    images each time, drawn without touching the random number generators of the training. `target`, `layer`,
-    `method`: as in `learn.gradcam`. `nrows`, `ncols`: how the pictures stand; `.show(figsize=…)` of the result draws them
-    by matplotlib. Raises `GradCAMError` for numbers below 1, a data set that does not exist, and where there are no
-    images.
+    `ds_idx`: 0 the training images, as validation sees them, 1 the validation images; or `dl`, a loader. `shuffle`:
+    other images each time, drawn without touching the random number generators of the training. `target`, `layer`,
+    `method`: as in `learn.gradcam`. `nrows`, `ncols`: how the pictures stand; `.show(figsize=…)` of the result draws
+    them by matplotlib. Raises `GradCAMError` for numbers below 1, a data set that does not exist, and where there are
+    no images.
 
     >>> from fastai.vision.all import ImageDataLoaders, resnet18
     >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner

@@ -46,7 +46,8 @@ class TensorBoardLogger:
     >>> from fastai_gradcam.loggers import TensorBoardLogger
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     >>> x, labels = torch.rand(2, 3, 32, 32), ["cat", "dog"]
-    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", name="one", loggers=TensorBoardLogger("logs")) as watch:
+    >>> logger = TensorBoardLogger("logs")
+    >>> with Watch(model, x, labels=labels, vocab=labels, path="runs", loggers=logger) as watch:
     ...     watch(0, {"valid_loss": 0.7})
     >>> from pathlib import Path
     >>> len(list(Path("logs").glob("events*")))
@@ -114,7 +115,9 @@ def loggers_of(learn: Learner) -> list[Logger]:
 
 
 def _wandb_step(cb: Any) -> int:
-    "The step of `cb`, fastai's `WandbCallback`; before training, when it lies behind W&B's own, that of its first batch."
+    """The step of `cb`, fastai's `WandbCallback`; before training, when it lies behind W&B's own, that of its first
+    batch.
+    """
     import wandb
 
     wandb_run: Any = wandb.run

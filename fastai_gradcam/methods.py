@@ -65,8 +65,8 @@ def register(name: str, **how: Any) -> Callable[[MapFunction], MapFunction]:
 def register_weights(name: str) -> Callable[[WeightFunction], WeightFunction]:
     """Decorator: make `weigh(A, probe)`, which needs no gradient, available as `method=name`.
 
-    `A`: one image's activations `(C, *space)`. `probe` answers what the K scores become when the image or its activations
-    change (`_engine/weights.py`). The result is `(K, C)`; the map is ReLU(Σ_k w_k A_k).
+    `A`: one image's activations `(C, *space)`. `probe` answers what the K scores become when the image or its
+    activations change (`_engine/weights.py`). The result is `(K, C)`; the map is ReLU(Σ_k w_k A_k).
 
     >>> from fastai_gradcam.methods import methods, register_weights
     >>> @register_weights("meancam")
@@ -161,8 +161,8 @@ def augmented(method: str | Method | MapFunction) -> Method:
 def eigen(method: str | Method | MapFunction) -> Method:
     """`method` with the first principal component of its channels' contributions in place of their sum.
 
-    Smooths: contributions of only a few channels are left out. `eigen("hirescam")` is EigenGradCAM. After `eigen_smooth` of
-    pytorch-grad-cam; the component and its sign are those of Eigen-CAM, see `eigencam`.
+    Smooths: contributions of only a few channels are left out. `eigen("hirescam")` is EigenGradCAM. After
+    `eigen_smooth` of pytorch-grad-cam; the component and its sign are those of Eigen-CAM, see `eigencam`.
 
     >>> from fastai_gradcam.methods import eigen
     >>> eigen("hirescam").name

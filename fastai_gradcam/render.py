@@ -153,7 +153,8 @@ def grid(
     >>> import numpy as np
     >>> from PIL import Image
     >>> from fastai_gradcam.render import Cell, grid
-    >>> cells = [Cell(Image.new("RGB", (64, 64), "grey"), np.eye(2), label) for label in ("Trout", "Shrimp", "Sea Bass")]
+    >>> image = Image.new("RGB", (64, 64), "grey")
+    >>> cells = [Cell(image, np.eye(2), label) for label in ("Trout", "Shrimp", "Sea Bass")]
     >>> page = grid(cells, "Three fish", columns=3, tile=100)
     >>> page.width > 300
     True

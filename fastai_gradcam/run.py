@@ -81,7 +81,7 @@ class Run(RunFiles):
         ax: Any = None,
         layer: str | None = None,
     ) -> np.ndarray:
-        """Curves over the frames: the mean of each of `columns` and a thin line per image, of `layer`, default the last.
+        """Curves over the frames: the mean of each of `columns`, a thin line per image; `layer`, default the last.
 
         See `fastai_gradcam.pictures.plot`.
         """

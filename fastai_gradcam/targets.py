@@ -2,7 +2,8 @@
 
 Scores are logits, never probabilities: a softmax that is sure of itself has no gradient left to explain. The score of a
 class depends on the output: the column of `(N, C)`; of a single score, `(N,)` or `(N, 1)`, the score itself (class 1)
-or its negative (class 0); of a map of classes, `(N, C, *space)`, the class summed over the region where it is predicted.
+or its negative (class 0); of a map of classes, `(N, C, *space)`, the class summed over the region where it is
+predicted.
 
 Smoothing and the methods without gradients look at changed copies of the images. Copies are asked about the classes and
 regions of the images as they are. A callable that decides something by the output may have a method `settled(output)`,

@@ -99,7 +99,7 @@ def anchors_of(document: str) -> set[str]:
 
 
 def execute(block: Block, names: dict) -> None:
-    """Run a block of Python in `names` as a notebook's cell: what a line gives is shown. Tracebacks name the document."""
+    """Run a block of Python in `names` as a notebook's cell: values are shown. Tracebacks name the document."""
     tree = ast.parse(block.text, f"{block.document}:{block.line}")
     ast.increment_lineno(tree, block.line - 1)
     for node in tree.body:

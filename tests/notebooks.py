@@ -24,7 +24,9 @@ SECONDS_PER_CELL = 300
 
 @dataclass
 class Executed:
-    "A notebook after its run in `folder`; `pictures`: of each place that showed JPEGs all of them, one after the other."
+    """A notebook after its run in `folder`; `pictures`: of each place that showed JPEGs all of them, one after the
+    other.
+    """
 
     notebook: nbformat.NotebookNode
     folder: Path | None = None

@@ -1,4 +1,4 @@
-"""Bad input: an error that quotes what was given and says what would do, before any training, leaving nothing behind."""
+"""Bad input: an error that quotes it and says what would do, before any training, and leaves nothing behind."""
 
 import re
 import shutil

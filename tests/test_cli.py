@@ -389,7 +389,8 @@ def test_a_file_that_is_no_learner_is_named_with_the_reason(labelled, tmp_path, 
     assert "it needs the module 'own_functions', which is not installed here" in refused(tmp_path / "learner.pkl")
 
 
-# A user's mistake (2) is a `GradCAMError`, or an `OSError` about a named file; whatever else is raised is our fault (1).
+# A user's mistake (2) is a `GradCAMError`, or an `OSError` about a named file; whatever else is raised is our fault
+# (1).
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -1,4 +1,4 @@
-"""What a frame costs, by counting and never by the clock: passes, modules in the backward pass, files, decoded images."""
+"""The cost of a frame, counted and never timed: passes, modules in the backward pass, files, decoded images."""
 
 import gc
 import re

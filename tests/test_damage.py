@@ -170,8 +170,8 @@ DAMAGES = {
     "a row cut within quotes": (row_cut_at('"b, ', 3), ROW | {"report": "numbers of 2 of 3"}),
     **{
         f"a row with {cell}": (with_cell(*cell.split("=")), GAP)
-        for cell in "fit= fit=0.5 epoch=x epoch=inf item=inf item=1.5 item=99 item=-1 item=1e300 frame= frame=nan layer=? "
-        "layer=".split()
+        for cell in "fit= fit=0.5 epoch=x epoch=inf item=inf item=1.5 item=99 item=-1 item=1e300 frame= frame=nan "
+        "layer=? layer=".split()
     },
     "a history that is not text": (lambda path: (path / "history.csv").write_bytes(b"frame,fit\n\xff\xfe\n"), HISTORY),
     "a history without a column": (without_column, HISTORY),

@@ -292,8 +292,8 @@ def extras():
 def test_a_block_that_is_not_run_says_why():
     for block in every_block():
         assert block.language in ("python", "sh") or block.not_run, (
-            f"{block.document}:{block.line}: a block of {block.language or 'no language'} is not run: say why in a comment "
-            "above it, <!-- not run: … -->, and enter it in NOT_RUN"
+            f"{block.document}:{block.line}: a block of {block.language or 'no language'} is not run: say why in a "
+            "comment above it, <!-- not run: … -->, and enter it in NOT_RUN"
         )
         assert block.not_run is None or len(block.not_run.split()) > 1
         assert block.not_run is None or block.language != "sh", (
@@ -418,7 +418,7 @@ def test_a_broken_block_is_noticed():
 
 
 def messages(*calls):
-    """The texts in the package's source, with NUL for what is put in: all, or those given to functions of these names."""
+    """The texts in the package's source, with NUL for values: all, or those given to functions of these names."""
     for file in sorted((ROOT / "fastai_gradcam").glob("**/*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         if calls:
@@ -441,7 +441,9 @@ def quoted(text):
 
 
 def occurs(quote, all_messages):
-    "Whether a quotation is in one of the messages: its words, with something put in or left out where it has an ellipsis."
+    """Whether a quotation is in one of the messages: its words, with something put in or left out where it has an
+    ellipsis.
+    """
     words = quote.removeprefix("GradCAMCallback: ") if quote not in all_messages else quote
     for candidate in {quote, words}:
         pattern = re.compile(".*".join(re.escape(part) for part in candidate.split("…")), flags=re.S)

@@ -254,7 +254,9 @@ def company():
 
 @pytest.fixture(scope="module")
 def left_by_the_others(image_folder, tmp_path_factory):
-    "`left_by_the_others()`: what the same training leaves behind without the callback; trained once, in the first test."
+    """`left_by_the_others()`: what the same training leaves behind without the callback; trained once, in the first
+    test.
+    """
     known = []
 
     def left():

@@ -47,8 +47,9 @@ class Corner(nn.Module):
 def net_with_space(classes=3):
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
-    )  # fmt: skip
+        *(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)),
+    )
 
 
 def data(n=3, size=12):

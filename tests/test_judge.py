@@ -1,7 +1,7 @@
 """The judge on networks whose answers are known by construction: what they look at is what it names, or it is silent.
 
-All pictures are 40 pixels of dim grey noise with a textured square at a random place: rows, columns or a checkerboard by
-class. Networks are a few filters set by hand. Class 0 has something more: a stamp, a corner, a frame, a cast, or a
+All pictures are 40 pixels of dim grey noise with a textured square at a random place: rows, columns or a checkerboard
+by class. Networks are a few filters set by hand. Class 0 has something more: a stamp, a corner, a frame, a cast, or a
 background of its own.
 """
 

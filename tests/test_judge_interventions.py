@@ -1,4 +1,4 @@
-"""Each intervention of the judge against a slow copy that goes pixel by pixel, and the boxes that patches are cut by."""
+"""Each intervention of the judge against a slow copy, pixel by pixel, and the boxes that patches are cut by."""
 
 import math
 

@@ -77,7 +77,9 @@ def test_in_a_second_fit_fastais_steps_begin_again_and_those_of_a_logger_go_on(i
 
 
 def records(file):
-    "The records of W&B's own file: a LevelDB log (blocks of 32 KiB, fragments with a header of 7 bytes) behind a header."
+    """The records of W&B's own file: a LevelDB log (blocks of 32 KiB, fragments with a header of 7 bytes) behind a
+    header.
+    """
     data, at, record = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -93,7 +95,7 @@ def records(file):
 
 
 def wandb_records(file):
-    """The records of W&B's file, when the one that ends the run is there: `finish` may return before its process has written.
+    """The records of W&B's file, once the last one is there: `finish` may return before its process has written.
 
     Waited for, as on a busy machine that takes seconds.
     """

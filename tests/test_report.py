@@ -417,10 +417,8 @@ def test_the_page_says_in_words_where_the_model_looks_now_and_looked_first(small
     )
     assert " of the attention lies inside the masks, which cover " in story
     area = np.mean([Run(small).mask(item).mean() for item in range(6)])
-    assert (
-        f"cover {area:.0%} of the pictures; before training it was {first['mask_share'].mean():.0%} (1 empty map not counted)."
-        in story
-    )
+    before = first["mask_share"].mean()
+    assert f"cover {area:.0%} of the pictures; before training it was {before:.0%} (1 empty map not counted)." in story
     most = int(history.groupby("frame")["similarity_prev"].mean().idxmin())
     page.click("#story button")
     assert frame(page) == most

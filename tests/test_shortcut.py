@@ -2,8 +2,8 @@
 
 The trainings are the demo's own: the same pictures, `train` with `RECIPE`, masks and all, from scratch as where no
 pretrained weights can be had. Smaller are the set (20 of a species, not 40), the pictures (96 pixels, not 112) and the
-network, which takes the place of a resnet34 of two minutes: four convolutions, of whose cells each sees about as much as
-in the demo's layer 5. Beside them, a linear layer on the really pretrained SqueezeNet.
+network, which takes the place of a resnet34 of two minutes: four convolutions, of whose cells each sees about as much
+as in the demo's layer 5. Beside them, a linear layer on the really pretrained SqueezeNet.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Noise, views, principal components, contrasts and the fusion of layers: against loops and numbers worked out by hand."""
+"""Noise, views, principal components, contrasts and the fusion of layers: against loops and hand-worked numbers."""
 
 import copy
 from dataclasses import replace

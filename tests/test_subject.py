@@ -1,4 +1,4 @@
-"""What can be explained and what is refused: functions, TorchScript, exported and quantised networks, compiled parts."""
+"""What is explained and what is refused: functions, TorchScript, exported and quantised networks, compiled parts."""
 
 import functools
 

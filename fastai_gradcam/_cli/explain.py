@@ -135,7 +135,9 @@ def cams_by_image(
 
 @dataclass
 class Overlays:
-    "Writes overlays into the folder `out`, each under a name of its own; `rows` describe them, with the keys `COLUMNS`."
+    """Writes overlays into the folder `out`, each under a name of its own; `rows` describe them, with the keys
+    `COLUMNS`.
+    """
 
     out: Path
     images: Sequence[Path]

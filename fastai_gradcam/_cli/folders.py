@@ -1,4 +1,4 @@
-"""A folder of images as `DataLoaders`: an ImageNet-style tree, with or without splits, or the layout of the fish set."""
+"""A folder of images as `DataLoaders`: a folder per class, with or without splits, or the layout of the fish set."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def read_folder(path: str | Path, seed: int = 42) -> ImageFolder:
     # A folder "<Name> GT" beside a folder "<Name>" holds its masks.
     masks = {p for p in names if p.name.endswith(" GT") and p.with_name(p.name[:-3]) in names}
     items = [f for f in files if f.parent not in masks]
-    # In Kaggle's set images lie in <Species>/<Species>; files directly in the outer folder are samples of the same fish.
+    # In Kaggle's set images lie in <Species>/<Species>; files directly in the outer folder are samples of the same
+    # fish.
     doubled = [f for f in items if f.parent.name == f.parent.parent.name and f.parent.parent != path]
     items = doubled if masks and doubled else items
     classes = sorted({parent_label(f) for f in items})

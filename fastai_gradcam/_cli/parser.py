@@ -93,9 +93,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train on drawn fish and watch",
-        description="Draws a small set of nine species of fish in the layout of Kaggle's 'A Large Scale Fish Dataset',\n"
-        "trains on it with GradCAMCallback, and says where the pictures are. Without a network connection it trains from\n"
-        "scratch.",
+        description="Draws a small set of nine species of fish in the layout of Kaggle's 'A Large Scale Fish Dataset',\n"  # noqa: E501
+        "trains on it with GradCAMCallback, and says where the pictures are. Without a network connection it\n"
+        "trains from scratch.",
         epilog=DEMO_EPILOG,
     )
     demo.add_argument("--out", type=Path, default=Path("fish"), help="folder for images and runs (default: fish)")
@@ -115,8 +115,8 @@ def _add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="train on your own folder of images and watch",
         description="Fine-tunes a network on a folder of images with GradCAMCallback.\n\n"
         "DATA holds one folder of images per class, or such a tree in each of train/ and valid/, or the layout of\n"
-        "Kaggle's fish set, whose '<Species> GT' folders are read as masks. Without a split, a fifth of each class is for\n"
-        "validation.",
+        "Kaggle's fish set, whose '<Species> GT' folders are read as masks. Without a split, a fifth of each class\n"
+        "is for validation.",
         epilog=TRAIN_EPILOG,
     )
     train.add_argument("data", type=Path, metavar="DATA", help="the folder of images")
@@ -134,8 +134,9 @@ def _add_explain(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
     explain = commands.add_parser(
         "explain",
         help="where a trained learner looks on images",
-        description="Writes an overlay for each image and table.csv into a folder, and prints the table: the prediction, the\n"
-        "class that the map explains, and their probabilities. An image that cannot be read is named and skipped.\n\n"
+        description="Writes an overlay for each image and table.csv into a folder, and prints the table: the\n"
+        "prediction, the class that the map explains, and their probabilities. An image that cannot be read is named\n"
+        "and skipped.\n\n"
         "LEARNER is a file that learn.export() wrote. Loading one runs code from that file: load only what you trust.",
         epilog=EXPLAIN_EPILOG,
     )

@@ -265,8 +265,8 @@ def _learner(
         learn = scratch_learner(dls, network, **common)
     except (StopIteration, RuntimeError) as error:
         raise GradCAMError(
-            f"vision_learner cannot cut {getattr(network, '__name__', network)} into a body and a head that run: choose "
-            "another network, such as resnet34 (docs/models.md names those that it cannot cut)."
+            f"vision_learner cannot cut {getattr(network, '__name__', network)} into a body and a head that run: "
+            "choose another network, such as resnet34 (docs/models.md names those that it cannot cut)."
         ) from error
     say(f"no pretrained weights ({why}): training from scratch")
     return learn, False

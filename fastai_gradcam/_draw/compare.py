@@ -193,8 +193,8 @@ def _warn_of(changed: Sequence[int], names: Sequence[str], series: Series, of: i
     listed = ", ".join(f"{i} ({brief(series.info.panel[i].name)})" for i in changed[:5])
     more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
     warn(
-        f"{len(changed)} of {of} images are not the same picture in {names[0]!r} and {names[1]!r}, though they have the "
-        f"same names: {listed}{more}. Other files, or other transforms: their maps say little about each other."
+        f"{len(changed)} of {of} images are not the same picture in {names[0]!r} and {names[1]!r}, though they have "
+        f"the same names: {listed}{more}. Other files, or other transforms: their maps say little about each other."
     )
 
 

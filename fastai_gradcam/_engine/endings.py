@@ -1,4 +1,4 @@
-"""The activation that a network ends in: a softmax or sigmoid that is sure of itself has no gradient left to explain."""
+"""The activation that a network ends in: a softmax or sigmoid that is sure has no gradient left to explain."""
 
 from __future__ import annotations
 

@@ -149,6 +149,6 @@ def _gradients(score: Tensor, outputs: list[Tensor], keep_graph: bool) -> Sequen
 
 def not_reached(spot: Spot) -> GradCAMError:
     return GradCAMError(
-        f"Layer {spot.name!r} ({type(spot.module).__name__}) gave no tensor in the forward pass: it was not run, or its "
-        "output holds no floating-point tensor."
+        f"Layer {spot.name!r} ({type(spot.module).__name__}) gave no tensor in the forward pass: it was not run, or "
+        "its output holds no floating-point tensor."
     )

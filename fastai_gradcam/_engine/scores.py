@@ -29,8 +29,9 @@ def main_output(output: Any, dims: int = 2) -> Tensor:
     found = tensors(output if named is None else output[named])
     wide = [t for t in found if t.ndim == 2] or [t for t in found if t.ndim] or found
     if len({t.shape for t in wide}) > 1:
+        shapes = ", ".join(str(tuple(t.shape)) for t in wide)
         raise GradCAMError(
-            f"The model returns several tensors that may be its scores, {', '.join(str(tuple(t.shape)) for t in wide)}: "
+            f"The model returns several tensors that may be its scores, {shapes}: "
             "say which holds them with target=, a callable such as lambda output: output[1][:, 0]."
         )
     if wide:
@@ -88,9 +89,9 @@ def two_sided(output: Tensor) -> Tensor:
 def class_targets(target: Any, output: Tensor) -> Tensor:
     """The classes to explain, as a LongTensor `(N,)` or `(N, K)` on `output`'s device.
 
-    `output`: the model's tensor of scores, as `class_scores` takes it. `target`: `None` is each image's predicted class.
-    Raises `ValueError` for an output without classes, a number of targets that is not the batch's, or an index outside
-    of `0…C-1`.
+    `output`: the model's tensor of scores, as `class_scores` takes it. `target`: `None` is each image's predicted
+    class. Raises `ValueError` for an output without classes, a number of targets that is not the batch's, or an index
+    outside of `0…C-1`.
     """
     n, classes = two_sided(output).shape[:2]
     if target is None:

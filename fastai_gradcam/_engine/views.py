@@ -28,7 +28,9 @@ def noisy_copies(x: Tensor, noise: float, n: int, seed: int = 0) -> Iterator[Ten
 
 
 def views(x: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    "Six views of `x` (mirrored or not, times 1, 0.9 and 1.1), the unchanged one first, each with what turns its map back."
+    """Six views of `x` (mirrored or not, times 1, 0.9 and 1.1), the unchanged one first, each with what turns its map
+    back.
+    """
     for back in (unchanged_view, _mirror):
         for brightness in (1, 0.9, 1.1):
             yield (back(x) * brightness).to(x.dtype), back

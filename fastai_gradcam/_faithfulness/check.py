@@ -82,15 +82,15 @@ def check(
 ) -> pd.DataFrame:
     """Methods and layers beside baselines, on the images `x`: a row per method, layer, metric and baseline.
 
-    `x`: `(N, C, H, W)`; `target`: LongTensor `(N,)`, `None` for the predicted classes. `methods`, `layers`: as `method=`
-    and `layer=` of `gradcam`, each several. `metrics`: names, default `("road", "deletion", "insertion")` with a part of
-    their steps; the first one gives the verdict. `masks`: bool `(N, H, W)`, for `energy_pointing` and `pointing_hit`.
-    `mean`, `std`: from pixels to `x`.
+    `x`: `(N, C, H, W)`; `target`: LongTensor `(N,)`, `None` for the predicted classes. `methods`, `layers`: as
+    `method=` and `layer=` of `gradcam`, each several. `metrics`: names, default `("road", "deletion", "insertion")`
+    with a part of their steps; the first one gives the verdict. `masks`: bool `(N, H, W)`, for `energy_pointing` and
+    `pointing_hit`. `mean`, `std`: from pixels to `x`.
 
     Columns: `method, layer, metric, images, score, low, high`, the mean with its 95 % bootstrap interval over images;
     `baseline, baseline_score`; `difference, difference_low, difference_high`, paired, positive where the map is the
-    better one; `verdict`: `"better"` where the whole interval is above 0.01, `"no better"` where none of it is;
-    else, and with fewer than 30 images, `"undecided"`. `.attrs["verdict"]`: sentences for a person. Raises `GradCAMError` for
+    better one; `verdict`: `"better"` where the whole interval is above 0.01, `"no better"` where none of it is; else,
+    and with fewer than 30 images, `"undecided"`. `.attrs["verdict"]`: sentences for a person. Raises `GradCAMError` for
     names that do not exist.
 
     >>> import torch

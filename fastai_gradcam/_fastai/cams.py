@@ -152,7 +152,9 @@ class CAMList(Sequence[CAM]):
         return len(self.cams)
 
     def grid(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP, tile: int = 208) -> Image.Image:
-        "All maps as one labelled PIL image, RGB, each at most `tile` pixels high and wide; `alpha`, `cmap` as in `CAM`."
+        """All maps as one labelled PIL image, RGB, each at most `tile` pixels high and wide; `alpha`, `cmap` as in
+        `CAM`.
+        """
         layers = len({c.layer for c in self.cams}) > 1
         return grid([c._cell(layers) for c in self.cams], "", self.columns, tile, alpha, cmap)
 

@@ -42,8 +42,8 @@ def gradcam_check(
     - `items`: indices into the validation set, or items as the data source has them; default: `n` of the validation
       images, spread over the classes by `seed`. The class explained is the predicted one.
     - `methods`: names in `fastai_gradcam.methods.methods`; `layer`: as in `learn.gradcam`, a list for several.
-    - `metrics`: names in `fastai_gradcam.faithfulness.metrics`; default `road`, `deletion`, `insertion`. The verdict is by
-      the first. `masks`: as in `GradCAMCallback`, for `energy_pointing` and `pointing_hit`.
+    - `metrics`: names in `fastai_gradcam.faithfulness.metrics`; default `road`, `deletion`, `insertion`. The verdict is
+      by the first. `masks`: as in `GradCAMCallback`, for `energy_pointing` and `pointing_hit`.
 
     A row for each method × layer × metric × baseline: `method, layer, metric, images, score, low, high, baseline,
     baseline_score, difference, difference_low, difference_high, verdict`. Scores are means over images with 95 %

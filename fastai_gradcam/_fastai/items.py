@@ -101,8 +101,8 @@ def loader_of(dls: Any, item: Any) -> DataLoader:
         if all(isinstance(part, Tensor) for part in parts):
             return _new(dls, [parts])
         raise GradCAMTypeError(
-            f"This learner's data, a {type(dls.valid_ds).__name__}, has no transforms that would open an image: give the "
-            f"tensor (C, H, W) that the model takes, got {_short(item)}."
+            f"This learner's data, a {type(dls.valid_ds).__name__}, has no transforms that would open an image: give "
+            f"the tensor (C, H, W) that the model takes, got {_short(item)}."
         )
     if isinstance(item, tuple) and _inputs(dls) > 1:
         return _loader_of_parts(dls, item)

@@ -27,11 +27,11 @@ def finder(masks: Masks, items: int | None = None) -> Callable[[Any, str], Any] 
     """`masks` as a function from an item and its name to what was given for it, `None` where there are no masks.
 
     `masks`: a callable `item -> mask`; a folder that holds a mask under each image's name or relative path, with any
-    image suffix; a mapping from an item's path, name or file name; or, for so many `items` as were given, a list with an
-    entry for each, to be asked for in their order. A mask is a path, an image or array of the
-    original image's size (any value but 0 is object), a box `(x0, y0, x1, y1)` or a list of boxes in pixels of the
-    original image, `[]` for an image without an object, or `None` for one of which nothing is known. Raises `ValueError`
-    for a folder that does not exist and `TypeError` for anything else.
+    image suffix; a mapping from an item's path, name or file name; or, for so many `items` as were given, a list with
+    an entry for each, to be asked for in their order. A mask is a path, an image or array of the original image's size
+    (any value but 0 is object), a box `(x0, y0, x1, y1)` or a list of boxes in pixels of the original image, `[]` for
+    an image without an object, or `None` for one of which nothing is known. Raises `ValueError` for a folder that does
+    not exist and `TypeError` for anything else.
     """
     if masks is None:
         return None
@@ -46,13 +46,13 @@ def finder(masks: Masks, items: int | None = None) -> Callable[[Any, str], Any] 
     entries = list(masks) if isinstance(masks, (np.ndarray, torch.Tensor)) and masks.ndim else as_list(masks)
     if entries is None:
         raise GradCAMTypeError(
-            "masks must be a callable item -> mask, a folder, a mapping to masks or boxes, or a list with one for each of "
-            f"items=, got {masks!r:.200}."
+            "masks must be a callable item -> mask, a folder, a mapping to masks or boxes, or a list with one for each "
+            f"of items=, got {masks!r:.200}."
         )
     if items is None:
         raise GradCAMError(
-            f"masks is a list of {len(entries)}, and which images the panel takes is not said: give items=, one for each "
-            "mask, or a callable item -> mask."
+            f"masks is a list of {len(entries)}, and which images the panel takes is not said: give items=, one for "
+            "each mask, or a callable item -> mask."
         )
     if len(entries) != items:
         raise GradCAMError(
@@ -101,13 +101,15 @@ def warn_of_unseen(unseen: Sequence[str]) -> None:
         return
     listed = ", ".join(map(repr, unseen[:3])) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
     warn(
-        f"The mask is empty, as the model sees it, for {len(unseen)} of the panel's images: {listed}. Their mask_share stays "
-        "undefined. Either there is no object (then [] says so), or the transforms cut it off.",
+        f"The mask is empty, as the model sees it, for {len(unseen)} of the panel's images: {listed}. Their mask_share "
+        "stays undefined. Either there is no object (then [] says so), or the transforms cut it off.",
     )
 
 
 def warn_of_shared(find: Callable[[Any, str], Any] | None) -> None:
-    "One warning for images of the panel that took one mask, as those in different folders that have the same file name."
+    """One warning for images of the panel that took one mask, as those in different folders that have the same file
+    name.
+    """
     shared = (
         [(file, names) for file, names in find.taken.items() if len(names) > 1] if isinstance(find, _Folder) else []
     )
@@ -115,8 +117,8 @@ def warn_of_shared(find: Callable[[Any, str], Any] | None) -> None:
         file, names = shared[0]
         warn(
             f"{sum(len(names) for _, names in shared)} of the panel's images share a mask with another: "
-            f"{' and '.join(map(repr, names[:2]))} both take {str(file)!r}. If each has its own, give the masks the images' "
-            "relative paths, or say by a callable which belongs to which.",
+            f"{' and '.join(map(repr, names[:2]))} both take {str(file)!r}. If each has its own, give the masks the "
+            "images' relative paths, or say by a callable which belongs to which.",
         )
 
 
@@ -172,9 +174,8 @@ def _through_pipeline(value: Any, dl: DataLoader, image: Any, name: str, size: S
     except Exception as error:
         raise GradCAMError(f"The mask of image {name!r} cannot be read: {error}") from error
     if mask.size != tuple(original):
-        raise GradCAMError(
-            f"The mask of image {name!r} is {mask.size[0]}×{mask.size[1]} pixels, its image {original[0]}×{original[1]}."
-        )
+        (width, height), (wide, high) = mask.size, original
+        raise GradCAMError(f"The mask of image {name!r} is {width}×{height} pixels, its image {wide}×{high}.")
     # fastai's transforms know masks by their type: cropped and warped with the image, never blended or normalised.
     sample = dl.after_item((image, PILMask(mask)))
     batch = dl.do_batch([sample])
@@ -215,8 +216,8 @@ def _boxes(boxes: np.ndarray, size: tuple[int, int]) -> Image.Image:
     if (boxes >= 0).all() and (boxes <= 1).all():
         first = tuple(boxes[0].tolist())
         raise GradCAMError(
-            f"the box {first} seems to be in shares of the image (0…1); boxes are in pixels, here of {size[0]}×{size[1]}: "
-            f"{tuple(round(v * s) for v, s in zip(first, size * 2, strict=True))}"
+            f"the box {first} seems to be in shares of the image (0…1); boxes are in pixels, here of "
+            f"{size[0]}×{size[1]}: {tuple(round(v * s) for v, s in zip(first, size * 2, strict=True))}"
         )
     mask = Image.new("L", size)
     draw = ImageDraw.Draw(mask)

@@ -280,6 +280,6 @@ def refuse_own_pictures(learn: Learner) -> None:
         for folder in folders:
             if (folder.parent / "run.json").exists() and folder.name in ("panel", "frames"):
                 raise GradCAMError(
-                    f"The learner's data holds pictures that a run of this callback saved: {str(folder)!r} is read as a "
-                    "class. Move the runs out of the images' folder, and give the callback path= elsewhere."
+                    f"The learner's data holds pictures that a run of this callback saved: {str(folder)!r} is read as "
+                    "a class. Move the runs out of the images' folder, and give the callback path= elsewhere."
                 )

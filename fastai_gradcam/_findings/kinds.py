@@ -179,9 +179,9 @@ def empty(panel: Panel) -> Hits:
         if (group["correct"] == 1).all() and (group["negative_share"] > 0.5).all():
             against = per_cent(group["negative_share"].mean())
             return (
-                f"the map is empty though the answer is right: averaged over the picture, {against} of it speaks against "
-                f"{explained(group)}, which Grad-CAM cuts off. Its positive parts are shown by method='layercam' or "
-                "'gradcam_elementwise'"
+                f"the map is empty though the answer is right: averaged over the picture, {against} of it speaks "
+                f"against {explained(group)}, which Grad-CAM cuts off. Its positive parts are shown by "
+                "method='layercam' or 'gradcam_elementwise'"
             )
         return f"the map is empty: nothing that this method shows speaks for {explained(group)}"
 

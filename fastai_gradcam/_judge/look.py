@@ -1,4 +1,4 @@
-"""The first pass over a judging set: what the model predicts, where its maps are hottest, and what patches look like."""
+"""The first pass over a judging set: predictions, the hottest places of the maps, and how their patches look."""
 
 from __future__ import annotations
 

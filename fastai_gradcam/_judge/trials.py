@@ -160,8 +160,8 @@ def hold(
 
 
 _CHANGED = (
-    "The judging set gave other images when it was read again. It must give the same batches each time (no shuffling, no "
-    "random transforms), and a generator can be read only once: give a function that makes it."
+    "The judging set gave other images when it was read again. It must give the same batches each time (no shuffling, "
+    "no random transforms), and a generator can be read only once: give a function that makes it."
 )
 
 
@@ -192,9 +192,8 @@ def _pairs(
     region = torch.stack([place.region for place in places]).to(device)
     opposite = torch.stack([place.opposite for place in places]).to(device)
     hot, cold = seen.hot[lends], seen.cold[lends]
-    return Pairs(
-        x, partner, other, hot, cold, corners, seen.side, region, opposite, mask_of(images), mask_of(partners), mask_of(others)
-    )  # fmt: skip
+    own, his, third = mask_of(images), mask_of(partners), mask_of(others)
+    return Pairs(x, partner, other, hot, cold, corners, seen.side, region, opposite, own, his, third)
 
 
 def _note(

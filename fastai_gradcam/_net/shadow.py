@@ -191,9 +191,9 @@ class _Copier:
             raise
         except Exception as error:
             raise GradCAMError(
-                f"{self._where()} holds a {kind.__name__} that cannot be copied ({reason_of(error)}). A look is taken at a "
-                "copy of the model, so that nothing in the model changes: make the attribute one that copy.deepcopy can "
-                "copy, or leave it out of __getstate__."
+                f"{self._where()} holds a {kind.__name__} that cannot be copied ({reason_of(error)}). A look is taken "
+                "at a copy of the model, so that nothing in the model changes: make the attribute one that "
+                "copy.deepcopy can copy, or leave it out of __getstate__."
             ) from error
 
     def _rebuilt(

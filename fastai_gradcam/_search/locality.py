@@ -36,9 +36,9 @@ def localities(
     """How locally a module's output (its name and which of its tensors) responds to the image, for each reading of it.
 
     Four corners of the first image are changed, one at a time. If a reading is right, a cell's response to one rather
-    than the opposite one is highest in the one corner and lowest in the other. It is the same everywhere if a reading is
-    wrong or if there is no space: in channels, in class tokens, in the answers to learned queries. Outputs that do not
-    respond are left out. Costs one forward pass of five images without gradients.
+    than the opposite one is highest in the one corner and lowest in the other. It is the same everywhere if a reading
+    is wrong or if there is no space: in channels, in class tokens, in the answers to learned queries. Outputs that do
+    not respond are left out. Costs one forward pass of five images without gradients.
     """
     found: dict[tuple[str, int], list[float]] = {}
 

@@ -19,7 +19,8 @@ from .space import Reshape, beyond_doubt, readings_of, spatial
 
 __all__ = ["Found", "NothingArrives", "search"]
 
-# A map may grow again by this factor (a U-Net's decoder); an output with more cells is not a map, but (N, heads, tokens, C).
+# A map may grow again by this factor (a U-Net's decoder); an output with more cells is not a map, but (N, heads,
+# tokens, C).
 _GROWS = 8
 # Keys and values, or queries, keys and values, out of one linear layer: 2 or 3 times as wide as the tokens.
 _SEVERAL_IN_ONE = (2, 3)
@@ -89,7 +90,8 @@ def search(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], resha
     reached = [f for f in flows if f.reached]
     if not reached:
         raise NothingArrives
-    # Trying out costs a pass: it is done where it matters, after the last flow that is sure, or where that is passed over.
+    # Trying out costs a pass: it is done where it matters, after the last flow that is sure, or where that is passed
+    # over.
     _settle_readings(net, inputs, reached[1 + max((i for i, f in enumerate(reached) if f.sure), default=-1) :])
     last, note = _last(reached, output, x)
     if not last.sure:

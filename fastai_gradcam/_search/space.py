@@ -98,7 +98,8 @@ def even(space: Sequence[int], size: Sequence[int]) -> bool:
 def _flat(shape: Sequence[int], size: Sequence[int]) -> list[Reading]:
     "Readings of `(N, tokens, C)` and `(N, C, cells)` of an image or a volume."
     # Class, distillation and register tokens: up to five in the models there are, never sixteen. Grids of whole square
-    # patches are believed before those whose stride does not divide the image, and tokens that come first before others.
+    # patches are believed before those whose stride does not divide the image, and tokens that come first before
+    # others.
     found = []
     for fits, most in ((_whole, 5), (_rounded, 15)):
         tokens = [(extra, grid) for extra in range(most + 1) for grid in _grids(shape[1] - extra, size, fits)]

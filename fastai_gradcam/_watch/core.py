@@ -48,8 +48,8 @@ class Unwatchable(GradCAMError):
 class Subject:
     """The model that is watched, as its training loop has it at the moment.
 
-    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss of each image.
-    `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
+    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss
+    of each image. `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
     `frozen()`: whether the body of the network is frozen at the moment.
     `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
     """
