@@ -1,4 +1,4 @@
-"""What the model says is what the learner says: activations, entries of an output, several targets, labels of any type."""
+"""The model says what the learner says: activations, entries of an output, several targets, labels of any type."""
 
 from functools import partial
 from pathlib import Path

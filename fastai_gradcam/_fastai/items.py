@@ -67,7 +67,9 @@ def opened(path: Path) -> Image.Image:
 
 
 def is_one_item(dls: Any, item: Any) -> bool:
-    "Whether `item` is one item and not a list of several: of several inputs, or as the data set gives it, it is a tuple."
+    """Whether `item` is one item and not a list of several: of several inputs, or as the data set gives it, it is a
+    tuple.
+    """
     if as_list(item) is None:
         return True
     return isinstance(item, tuple) and (_inputs(dls) > 1 or _is_sample(dls, item))

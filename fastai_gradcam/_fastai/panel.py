@@ -144,8 +144,8 @@ def _refuse_what_is_no_image(dls: Any) -> None:
     found = kinds & {"TabDataLoader", "LMDataLoader", "SortedDL"}
     if found:
         raise GradCAMTypeError(
-            f"This learner's data ({found.pop()}) is a table or a text: Grad-CAM shows where a model looks on an image, "
-            "and there is none."
+            f"This learner's data ({found.pop()}) is a table or a text: Grad-CAM shows where a model looks on an "
+            "image, and there is none."
         )
 
 

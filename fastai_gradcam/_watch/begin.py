@@ -56,8 +56,8 @@ def create(path: Path, named: bool, make: Callable[[Path], Writer]) -> Writer:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             raise GradCAMError(
-                f"The run cannot be written in {str(path.parent)!r} ({error.strerror}): give path= a folder that can be "
-                "written."
+                f"The run cannot be written in {str(path.parent)!r} ({error.strerror}): give path= a folder that can "
+                "be written."
             ) from error
 
 

@@ -125,7 +125,9 @@ class Watcher:
             adopt(self.writer.path, self.subject.owner())
 
     def _probe(self, model: nn.Module, layers: list[str] | None) -> CAMs:
-        "One small look. A network whose forward pass writes into its parameters is given them back, and copies from now."
+        """One small look. A network whose forward pass writes into its parameters is given them back, and copies from
+        now.
+        """
         model = unwrap(model)
         before = [p.detach().cpu().clone() for p in model.parameters()]
         try:

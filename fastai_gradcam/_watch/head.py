@@ -70,7 +70,7 @@ class Head:
     # --- scores
 
     def table(self, scores: Tensor, undone: bool = False, like: Tensor | None = None) -> Tensor:
-        """One score per image and class `(N, C)`, logits where they can be had; of n numbers, those and their negatives.
+        """One score per image and class `(N, C)`, logits if there are any; for n numbers, those and their negatives.
 
         `undone`: they are those before the activation that the network ends in. `like`: scores whose regions count.
         """

@@ -18,8 +18,8 @@ class Panel:
 
     `x`: a tensor `(n, C, *space)`, or a tuple or a dict of inputs with `n` rows each. `y`: tensors with `n` rows each,
     none where they are not known. `names`, `labels` (`None` where unknown) and `images` (RGB, what the model sees) have
-    one entry per image, `masks` a boolean `(H, W)` array or `None` for each. `at`: the position or key of the input that is
-    shown and explained. `sources`: what each image is in the terms of the training's data.
+    one entry per image, `masks` a boolean `(H, W)` array or `None` for each. `at`: the position or key of the input
+    that is shown and explained. `sources`: what each image is in the terms of the training's data.
     """
 
     x: Any

@@ -1,14 +1,14 @@
-"""What a model is asked, and what it answers: how targets are spelled, scores read, and classes named.
+"""The questions to a model and its answers: how targets are spelled, scores read, and classes named.
 
 | a target of the training | output | `target=` | default | "true" |
 |---|---|---|---|---|
 | `category` | `(N, C)` | labels, indices | the predicted class | the image's class |
 | `category`, one logit | `(N, 1)`, `(N,)` | both classes | the predicted one | the image's class |
-| `category`, with space | `(N, C, *space)` | labels, indices | the largest predicted region | the largest class in the mask |
+| `category`, with space | `(N, C, *space)` | labels, indices | the largest region | the largest class in the mask |
 | `labels` | `(N, C)` | labels, indices | each predicted label | the first of the image's labels |
 | `regression` | `(N,)`, `(N, n)` | `"score"`, `"-score"`, `"score 1"` | the score | the score |
 
-Of several targets, the first is explained unless a label says otherwise, or a dict such as `{1: "small"}`.
+If there are several targets, the first is explained unless a label says otherwise, or a dict such as `{1: "small"}`.
 """
 
 from __future__ import annotations
@@ -320,8 +320,8 @@ def _per_image(wanted: Any, n: int) -> Any:
         raise GradCAMError(f"target has rows of {counts} classes: give each image as many, at least one.")
     if len(rows) != n:
         raise GradCAMError(
-            f"target has a row for each of {len(rows)} images, but there {'is' if n == 1 else 'are'} {n}: give one class "
-            "for all, a list of classes for each, or as many rows as images."
+            f"target has a row for each of {len(rows)} images, but there {'is' if n == 1 else 'are'} {n}: give one "
+            "class for all, a list of classes for each, or as many rows as images."
         )
     return rows
 
