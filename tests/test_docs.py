@@ -186,6 +186,7 @@ GIVEN = {
     "CONTRIBUTING.md": add_a_method,
     "docs/models.md": segmenter,
     "docs/reading.md": everything,
+    "docs/faithfulness.md": everything,
     "docs/pytorch.md": everything,
     "docs/coming-from.md": everything,
     "docs/troubleshooting.md": everything,

@@ -501,6 +501,12 @@ def test_one_score_is_a_probability_by_sigmoid():
     assert torch.allclose(own, torch.ones(2))
 
 
+def test_a_network_that_ends_in_a_softmax_scores_as_without_it():
+    model, (x, maps, target) = net_with_space(), data()
+    ended = nn.Sequential(model, nn.Softmax(1))
+    assert torch.allclose(deletion(ended, x, maps, target), deletion(model, x, maps, target), atol=1e-6)
+
+
 def test_signals_and_volumes_have_curves_and_drops_but_no_road():
     class Any(nn.Module):
         def forward(self, x):

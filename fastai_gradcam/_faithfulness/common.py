@@ -140,12 +140,17 @@ def asking(
 
 
 def probabilities(output: Any) -> Tensor:
-    "`(N, C)`: the softmax of the class scores; of a single score s, `(1 - sigmoid(s), sigmoid(s))`."
+    """`(N, C)`: the softmax of the class scores; of a single score s, `(1 - sigmoid(s), sigmoid(s))`.
+
+    Rows that are not negative and sum to 1 are probabilities already: the network ends in a softmax.
+    """
     output = main_output(output)
     if output.numel() == len(output):
         one = output.reshape(-1, 1).float().sigmoid()
         return torch.cat([1 - one, one], 1)
-    return class_scores(output).float().softmax(1)
+    scores = class_scores(output).float()
+    ended = bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-3).all())
+    return scores if ended else scores.softmax(1)
 
 
 def of_target(probs: Tensor, target: Tensor) -> Tensor:

@@ -45,8 +45,9 @@ def road(
       values count as less than zero. `target`: LongTensor `(N,)`, the true classes for the figure of the paper, or
       `None` for the predicted ones.
     - `order`: `"morf"`, `"lerf"`: a value per image is the mean over `shares` of the target's probability, 0…1; of MoRF
-      lower is better, of LeRF higher. `"combined"`: (LeRF - MoRF) / 2, -0.5…0.5, higher is better, around 0 for a
-      random order (the combination is pytorch-grad-cam's, not the paper's).
+      lower is better, of LeRF higher. `"combined"`: (LeRF - MoRF) / 2, -0.5…0.5, higher is better (the combination is
+      pytorch-grad-cam's, not the paper's). A random order scores around 0 where `shares` are symmetric about ½, and
+      below with those of the paper: compare with a random map.
     - `probability`: a callable from the model's output to `(N, C)`; default: softmax, of one score sigmoid.
 
     Gives `Scores` `(N,)`, NaN where the map is not finite. `.figure` is that of the paper: a dict of `share` and, for
