@@ -151,6 +151,9 @@ def test_a_removed_share_is_exact_where_a_map_is_mostly_zero():
     x = torch.full((1, 3, 28, 28), 0.25)
     road(Counts(), x, maps, torch.tensor([1]), order="morf", shares=[0.8, 0.1], noise=0.5)
     assert counted == [int(0.8 * 28 * 28), int(0.1 * 28 * 28)]
+    # 0.29 · 100 is 28.999… in floating point.
+    road(Counts(), x[..., :10, :10], maps, torch.tensor([1]), order="morf", shares=[0.29], noise=0.5)
+    assert counted[-1] == 29
 
 
 def test_ties_are_broken_at_random_by_the_seed_and_not_by_place():
@@ -431,6 +434,7 @@ def test_a_class_of_probability_one_drops_and_cannot_increase():
     assert float(average_drop(sure, x, maps, torch.tensor([1]))) == 1
     assert float(average_drop(sure, x, torch.ones(1, 8, 8), torch.tensor([1]))) == 0
     assert float(increase(sure, x, maps, torch.tensor([1]))) == 0
+    assert float(increase(sure, x, torch.ones(1, 8, 8), torch.tensor([1]))) == 0
     # Class 0 has probability 0: there is nothing to lose.
     assert average_drop(sure, x, maps, torch.tensor([0])).isnan() and increase(sure, x, maps, torch.tensor([0])) == 1
     for name in ("road", "deletion", "insertion"):
@@ -479,6 +483,17 @@ def test_what_does_not_fit_is_quoted(name):
         for wrong in (torch.tensor([0, 1]), torch.rand(3), torch.tensor([0, 1, 3]), torch.tensor([0, 1, -1])):
             with pytest.raises(GradCAMError, match="target"):
                 call(name, model, x, maps, wrong)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_channels_may_come_last_in_memory(name):
+    model, (x, _, target) = net_with_space(), data()
+    maps = native(model, x, target)
+    plain = call(name, model, x, maps, target)
+    last = call(
+        name, model, x.to(memory_format=torch.channels_last), maps.transpose(1, 2).contiguous().transpose(1, 2), target
+    )
+    assert torch.allclose(last, plain, atol=1e-5, equal_nan=True)
 
 
 def test_none_is_the_predicted_class_and_a_number_is_for_all():

@@ -123,6 +123,16 @@ def test_types_and_channels_stay_as_they_are():
     assert impute(x[:0], missing[:0]).shape == (0, 1, 12, 12)
 
 
+def test_memory_may_be_laid_out_in_any_way():
+    x, missing = torch.rand(3, 3, 20, 16), torch.rand(20, 16).expand(3, -1, -1) < 0.5
+    filled = impute(x.contiguous(), missing.contiguous())
+    turned = x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+    for laid in (x.to(memory_format=torch.channels_last), turned, x.flip(0).flip(0)):
+        assert torch.equal(impute(laid, missing), filled)
+    slanted = missing.permute(0, 2, 1).contiguous().permute(0, 2, 1)
+    assert torch.equal(impute(x, slanted), filled)
+
+
 @pytest.mark.parametrize(
     ("x", "missing"),
     [

@@ -176,6 +176,8 @@ def _conjugate_gradients(levels: Sequence[_Level], r: Tensor, error: float) -> T
 
 def _solved(x: Tensor, missing: Tensor) -> Tensor:
     "Float64 `x`, missing pixels filled in."
+    # Neighbours are shifts of flat memory: channels must not come last in it.
+    x, missing = x.contiguous(), missing.contiguous()
     height, width = x.shape[2:]
     step = 1
     while step < 32 and min(height, width) >= 8 * step:
