@@ -36,6 +36,14 @@ def pytest_make_parametrize_id(val):
     return text if 0 < len(text) < 100 and text.isprintable() else None
 
 
+# Files that take longest begin first, so that the other process has something to do until the end.
+LONGEST = "test_notebooks.py test_shortcut.py test_endurance.py test_unchanged.py test_docs.py test_faults.py".split()
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     "Every test starts from the same random state, in whatever order tests run."

@@ -181,6 +181,7 @@ def test_a_label_where_there_is_no_vocabulary_is_refused(tmp_path):
     refused(learn, ValueError, ["'red'", "no vocabulary"], target="red")
 
 
+@pytest.mark.slow
 def test_a_panel_larger_than_the_set_takes_all_of_it_says_so_and_trains(image_folder, tmp_path):
     learn = tiny_learner(image_folder, tmp_path, cbs=GradCAMCallback(n=100))
     with pytest.warns(UserWarning, match="takes all 6 images of the validation set, not n=100"):
@@ -188,6 +189,7 @@ def test_a_panel_larger_than_the_set_takes_all_of_it_says_so_and_trains(image_fo
     assert len(learn.grad_cam.run.panel) == 6 and learn.grad_cam.run.status == "finished"
 
 
+@pytest.mark.slow
 def test_good_settings_raise_and_warn_nothing(image_folder, tmp_path):
     learn = tiny_learner(image_folder, tmp_path, cbs=GradCAMCallback(n=6, target=["red", 0], layer=[0, "0.2"]))
     with warnings.catch_warnings():

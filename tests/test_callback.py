@@ -177,6 +177,7 @@ def frames_of_cells(page):
     return [name for _, _, name in sorted(found)]
 
 
+@pytest.mark.slow
 def test_every_cell_is_green_where_the_prediction_is_right_and_red_where_it_is_wrong(image_folder, tmp_path):
     learn = tiny_learner(image_folder, tmp_path)
     run = watch(learn, lambda learn: learn.fit(6, 3e-2), n=6)
@@ -189,6 +190,7 @@ def test_every_cell_is_green_where_the_prediction_is_right_and_red_where_it_is_w
     assert seen == {"right", "wrong"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n, columns, rows", [(1, 1, 1), (2, 2, 1), (4, 2, 2), (5, 3, 2)])
 def test_a_grid_is_about_as_wide_as_high(image_folder, tmp_path, n, columns, rows):
     run = watch(tiny_learner(image_folder, tmp_path), n=n)
@@ -197,6 +199,7 @@ def test_a_grid_is_about_as_wide_as_high(image_folder, tmp_path, n, columns, row
     assert rows * cell < page.height < rows * cell * 1.45 + 100
 
 
+@pytest.mark.slow
 def test_the_cell_shows_the_image_with_its_heatmap(image_folder, tmp_path):
     learn = tiny_learner(image_folder, tmp_path)
     run = watch(learn, n=1, name="hot", method=lambda A, G: A.abs().sum(1))
@@ -211,6 +214,7 @@ def test_the_cell_shows_the_image_with_its_heatmap(image_folder, tmp_path):
     assert np.abs(shown - hot[60:190, 10:190]).mean() < 0.5 * np.abs(shown - picture[60:190, 10:190]).mean()
 
 
+@pytest.mark.slow
 def test_grids_maps_and_rows_are_there_while_training_runs(image_folder, tmp_path):
     seen = []
 
@@ -228,6 +232,7 @@ def test_grids_maps_and_rows_are_there_while_training_runs(image_folder, tmp_pat
     assert seen == [(k, "running", k + 1, 4 * (k + 1), 4) for k in range(3)]
 
 
+@pytest.mark.slow
 def test_the_grid_of_an_epoch_appears_without_waiting_for_the_next(image_folder, tmp_path):
     import time
 
@@ -250,6 +255,7 @@ def test_the_grid_of_an_epoch_appears_without_waiting_for_the_next(image_folder,
 # Kinds of trainings, data and networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -276,6 +282,7 @@ def test_a_run_is_complete_in_every_kind_of_training(kwargs, image_folder, tmp_p
     assert (history["prob"] > 0.01).all() and np.isfinite(run.maps(2)["0.2"]).all()
 
 
+@pytest.mark.slow
 def test_a_data_block_of_a_table_names_its_images_by_their_file(image_folder, tmp_path):
     files = get_image_files(image_folder)
     table = pd.DataFrame(
@@ -335,6 +342,7 @@ def test_data_and_a_network_of_plain_pytorch_are_watched(tmp_path):
 # Targets, layers and empty maps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [["red", "blue"], [2, 0], ("red", 0)])
 def test_several_classes_per_image_have_a_row_and_a_map_each(target, image_folder, tmp_path):
     learn = tiny_learner(image_folder, tmp_path)
@@ -353,6 +361,7 @@ def test_several_classes_per_image_have_a_row_and_a_map_each(target, image_folde
     assert 4 * 208 < width < 5 * 208 and 3 * 208 < height < 5 * 208
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["pred", None, "green", 1, lambda output: output[:, 1]])
 def test_every_kind_of_target_is_explained(target, image_folder, tmp_path):
     learn = tiny_learner(image_folder, tmp_path)
@@ -370,6 +379,7 @@ def test_every_kind_of_target_is_explained(target, image_folder, tmp_path):
     assert history["correct"].notna().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["a method of zeros", "a constant logit"])
 def test_an_empty_map_is_shown_as_empty_and_nothing_divides_by_zero(case, image_folder, tmp_path):
     learn = tiny_learner(image_folder, tmp_path)
@@ -407,6 +417,7 @@ def test_learn_grad_cam_run_is_the_run_on_the_disk(tuned):
     assert GradCAMCallback().run is None
 
 
+@pytest.mark.slow
 def test_two_learners_in_one_process_have_runs_of_their_own(image_folder, tmp_path):
     learners = [tiny_learner(image_folder, tmp_path / str(i)) for i in range(2)]
     runs = [watch(learn, n=3 + i, layer=i) for i, learn in enumerate(learners)]
@@ -421,6 +432,7 @@ def test_two_learners_in_one_process_have_runs_of_their_own(image_folder, tmp_pa
         assert np.allclose(run.maps(-1)[run.layers[0]], last.maps[0].numpy(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_path_and_name_say_where_the_run_lies(image_folder, tmp_path):
     run = watch(tiny_learner(image_folder, tmp_path), path=tmp_path / "else" / "where", name="so")
     assert run.path == tmp_path / "else" / "where" / "so" and run.name == "so"
@@ -429,6 +441,7 @@ def test_path_and_name_say_where_the_run_lies(image_folder, tmp_path):
     assert timed.path.parent == tmp_path / "timed" and len(timed.name) >= 19
 
 
+@pytest.mark.slow
 def test_the_same_training_gives_the_same_run_twice(image_folder, tmp_path):
     one, other = (watch(tiny_learner(image_folder, tmp_path), name=name) for name in ("one", "other"))
     assert [p["name"] for p in one.panel] == [p["name"] for p in other.panel]

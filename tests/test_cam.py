@@ -326,6 +326,7 @@ def test_channels_last_memory_gives_the_same_map(resnet, x):
     assert same(gradcam(net, x.to(memory_format=torch.channels_last), target=1).maps[0], expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_wrapped_model_is_unwrapped(resnet, x):
     expected = gradcam(resnet, x, target=1)
     made = gradcam(nn.DataParallel(resnet), x, target=1)
@@ -605,6 +606,7 @@ def _live_tensors():
     return sum(1 for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, "layer3"])
 @pytest.mark.parametrize("target", [None, lambda output: output[:, 1]])
 def test_no_tensor_outlives_the_result(resnet, x, layer, target):
@@ -617,6 +619,7 @@ def test_no_tensor_outlives_the_result(resnet, x, layer, target):
     assert _live_tensors() == before
 
 
+@pytest.mark.slow
 def test_no_tensor_outlives_an_error(resnet, x):
     def attempt():
         with pytest.raises(ValueError, match="no gradient"):

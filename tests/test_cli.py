@@ -71,6 +71,8 @@ def trained(fish, tmp_path_factory):
     return python("-m", "fastai_gradcam", *args), out / "first", out / "learner.pkl"
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_train_watches_and_says_where_the_pictures_are(trained):
     done, path, learner = trained
     assert done.returncode == 0, done.stderr
@@ -87,11 +89,15 @@ def test_train_watches_and_says_where_the_pictures_are(trained):
     assert (path / "report.html").exists() and (path / "evolution.png").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_without_network_one_line_says_that_training_is_from_scratch(trained):
     lines = [line for line in trained[0].stdout.splitlines() if "training from scratch" in line]
     assert len(lines) == 1 and lines[0].startswith("no pretrained weights (")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_the_fish_layout_brings_its_masks(trained):
     run = Run(trained[1])
     # An empty map has no share: the network has barely begun to learn.
@@ -100,6 +106,8 @@ def test_the_fish_layout_brings_its_masks(trained):
     assert "share of the attention that lies on the object" in trained[0].stdout
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_name_that_exists_is_refused_before_training(trained, fish, capsys):
     path = trained[1]
     assert main(["train", str(fish), "--out", str(path.parent), "--name", path.name, *QUICK]) == 2
@@ -107,6 +115,8 @@ def test_a_name_that_exists_is_refused_before_training(trained, fish, capsys):
     assert len(Run(path).frames) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_explain_writes_an_overlay_for_each_image_and_prints_json(trained, fish, tmp_path, capsys):
     images = sorted((fish / "Trout" / "Trout").glob("*.png"))[:3]
     rows = explained(capsys, trained[2], images[0], fish / "Shrimp" / "Shrimp", "--out", tmp_path / "maps")
@@ -115,6 +125,8 @@ def test_explain_writes_an_overlay_for_each_image_and_prints_json(trained, fish,
     assert 0 <= rows[0]["prob"] <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_explain_goes_on_after_an_image_that_cannot_be_read_and_says_so(trained, fish, tmp_path, capsys):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
@@ -331,6 +343,7 @@ def test_explain_prints_a_table_in_columns_and_writes_it(numbers, tmp_path, caps
     assert rows["target"].tolist() == ["10", "10"] and all(Path(o).exists() for o in rows["overlay"])
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_not_an_error(tmp_path):
     run = make_run(tmp_path / "run", n=1, frames=1)
     reading, writing = os.pipe()
@@ -423,6 +436,8 @@ def test_a_users_mistake_ends_with_2_and_a_fault_of_ours_with_1_and_how_to_repor
         main(["report", str(tmp_path), "--debug"])
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_report_is_made_again_from_the_folder(trained, tmp_path, capsys):
     assert main(["report", str(trained[1]), "--out", str(tmp_path / "again.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "again.html")
@@ -461,6 +476,7 @@ def test_an_export_is_tried_before_the_training_and_leaves_nothing(tmp_path, cap
     assert (tmp_path / "old.pkl").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_a_smaller_demo_does_not_train_on_the_fish_of_a_larger_one(tmp_path, capsys, monkeypatch):
     counts = []
 
@@ -474,6 +490,7 @@ def test_a_smaller_demo_does_not_train_on_the_fish_of_a_larger_one(tmp_path, cap
     assert counts == [27, 18]
 
 
+@pytest.mark.slow
 def test_the_demo_trains_another_network_as_told_and_prints_json_alone(tmp_path, capsys, offline):
     assert main(["demo", "--per-species", "2", "--out", str(tmp_path), "--lr", "1e-4", "--json", *QUICK]) == 0
     out, err = capsys.readouterr()

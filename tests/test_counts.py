@@ -90,6 +90,7 @@ def watched(image_folder, tmp_path, monkeypatch):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("target, classes", [("true", 1), ([0, 1, 2], 3)])
 def test_a_frame_is_one_forward_pass_and_a_short_backward_pass_per_class(watched, layer, target, classes):
@@ -105,6 +106,7 @@ def test_a_frame_is_one_forward_pass_and_a_short_backward_pass_per_class(watched
         assert not any(name.startswith(f"0.{layer}.") for name in in_backward)
 
 
+@pytest.mark.slow
 def test_several_layers_cost_no_further_pass(watched):
     _, _, frames = watched(n=3, layer=[0, 1, 2])
     for passes, gradients, _, _ in frames:
@@ -131,6 +133,7 @@ def _files(opened, run):
     return written, put, read
 
 
+@pytest.mark.slow
 def test_a_frame_writes_four_files_and_reads_none_of_the_data(watched, monkeypatch):
     # The report, which grows with the run, has a time of its own: see the next test.
     monkeypatch.setattr("fastai_gradcam._watch.publish.ReportRefresher.__call__", lambda self, recorder, frame: None)
@@ -144,6 +147,7 @@ def test_a_frame_writes_four_files_and_reads_none_of_the_data(watched, monkeypat
         assert written == {part(name): 1 for name in new} | {"history.csv": 1}
 
 
+@pytest.mark.slow
 def test_the_size_of_what_a_frame_writes_does_not_grow(watched, monkeypatch):
     frames, sizes = [], {}
 
@@ -168,6 +172,7 @@ def test_the_size_of_what_a_frame_writes_does_not_grow(watched, monkeypatch):
     assert 0 < (late["run.json"] - early["run.json"]) / (EPOCHS - 2) < 600
 
 
+@pytest.mark.slow
 def test_no_tensor_stays_behind_a_frame(watched, image_folder, tmp_path):
     # fastai keeps the losses of all batches; that much, and no more.
     alone = Alive()
@@ -177,6 +182,7 @@ def test_no_tensor_stays_behind_a_frame(watched, image_folder, tmp_path):
     assert len(grown[0]) == EPOCHS - 2 and grown[0] == grown[1]
 
 
+@pytest.mark.slow
 def test_the_default_layer_is_searched_for_before_training_only(watched):
     _, _, frames = watched(n=2)
     for passes, gradients, _, _ in frames:

@@ -200,6 +200,7 @@ def every_block():
     return [block for document in DOCUMENTS for block in blocks_of(document)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.language == "python" for b in blocks_of(d))])
 def test_the_blocks_of_python_run(document, here):
     names = given(document)
@@ -217,6 +218,7 @@ def shell_blocks():
     return [pytest.param(b, id=f"{b.document}:{b.line}") for b in every_block() if b.language == "sh"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", shell_blocks())
 def test_the_blocks_of_shell_run_or_name_what_exists(block, here, capsys):
     parsed = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True)
@@ -453,6 +455,7 @@ def occurs(quote, all_messages):
     return False
 
 
+@pytest.mark.slow
 def test_messages_that_are_quoted_are_those_of_the_source():
     known, quotes = list(messages()), quoted(text_of("docs/troubleshooting.md"))
     assert len(quotes) > 40

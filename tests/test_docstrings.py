@@ -38,7 +38,11 @@ def examples():
     return [test for test in found if test.examples]
 
 
-@pytest.mark.parametrize("example", [pytest.param(test, id=test.name) for test in examples()])
+def slow(example):
+    return [pytest.mark.slow] * any(words in example.docstring for words in ("fastai.vision", "wandb.init", "Watch("))
+
+
+@pytest.mark.parametrize("example", [pytest.param(test, id=test.name, marks=slow(test)) for test in examples()])
 def test_the_example_runs(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # docs/api.md says how each name is imported: that name is there, and all others are the example's to import.

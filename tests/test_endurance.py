@@ -44,6 +44,7 @@ class Inventory(Callback):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PROC.exists(), reason="reads memory and open files from /proc")
 def test_two_hundred_frames_leave_nothing_behind(image_folder, tmp_path, monkeypatch):
     # The report with each frame: else a timer makes it in the middle of the counting.

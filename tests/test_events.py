@@ -39,6 +39,7 @@ TRAINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", TRAINS)
 def test_each_epoch_of_training_has_a_frame(call, learner):
     learn = learner(GradCAMCallback(n=2))
@@ -79,6 +80,7 @@ LOOKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("call", LOOKS)
 def test_only_training_makes_frames(call, learner, tmp_path):
@@ -112,6 +114,7 @@ class InEachEpoch(Callback):
     busy = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["after_train", "after_validate", "after_epoch"])
 @pytest.mark.parametrize("call", ["validate", "get_preds"])
 def test_looking_in_the_middle_of_an_epoch_ends_no_fit(call, event, learner):
@@ -121,6 +124,7 @@ def test_looking_in_the_middle_of_an_epoch_ends_no_fit(call, event, learner):
     assert_whole(learn.grad_cam.run.path)
 
 
+@pytest.mark.slow
 def test_a_look_that_raises_in_the_middle_of_an_epoch_ends_no_fit(learner):
     def look(learn):
         with pytest.raises(ZeroDivisionError):
@@ -140,6 +144,7 @@ def test_a_fit_in_the_middle_of_an_epoch_is_a_fit_of_its_own(learner):
     assert_whole(run.path)
 
 
+@pytest.mark.slow
 def test_predictions_fetched_during_training_cost_no_frame(learner):
     learn = learner(FetchPredsCallback(), GradCAMCallback(n=2))
     learn.fit(3)
@@ -149,6 +154,7 @@ def test_predictions_fetched_during_training_cost_no_frame(learner):
 # --- every=k, stopping, cancelling -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "epochs", "wanted"),
     [(1, 3, [0, 1, 2]), (2, 4, [1, 3]), (2, 5, [1, 3, 4]), (3, 5, [2, 4]), (7, 2, [1]), (3, 1, [0])],
@@ -160,6 +166,7 @@ def test_every_k_keeps_the_last_epoch_of_each_fit(every, epochs, wanted, learner
     assert places(learn.grad_cam.run) == [FIRST, *[(0, e) for e in wanted], (1, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "wanted"), [(1, [0, 1, 2, 3]), (3, [2, 3]), (9, [3])])
 @pytest.mark.parametrize("first", [True, False])
 def test_the_last_epoch_before_early_stopping_has_its_frame(every, wanted, first, learner):
@@ -186,6 +193,7 @@ class Cancel(Callback):
             raise self.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "event", "wanted"),
     [
@@ -210,6 +218,7 @@ def test_a_cancelled_fit_followed_by_another_goes_on_in_the_same_run(error, even
     assert_whole(run.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
 def test_an_interrupted_fit_followed_by_another_goes_on_in_the_same_run(error, learner):
     stop = Cancel(error, "before_validate")
@@ -229,6 +238,7 @@ def test_an_interrupted_fit_followed_by_another_goes_on_in_the_same_run(error, l
     assert run.info["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_skipped_last_epoch_leaves_the_last_that_trained_its_frame(learner):
     skip = Cancel(CancelEpochException, "before_epoch", 3)
     skip.before_epoch = lambda: (_ for _ in ()).throw(CancelEpochException) if learn.epoch == 3 else None
@@ -302,6 +312,7 @@ def test_remove_cb_ends_the_watching(how, learner):
     assert places(cb.run) == [FIRST, (0, 0)]
 
 
+@pytest.mark.slow
 def test_added_cbs_watches_inside_of_the_block_only(learner):
     learn, cb = learner(), GradCAMCallback(n=2)
     with learn.added_cbs(cb):
@@ -312,6 +323,7 @@ def test_added_cbs_watches_inside_of_the_block_only(learner):
     assert places(cb.run) == [FIRST, (0, 0), (1, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fine_tune", "fit_one_cycle", "fit, by position"])
 def test_cbs_of_a_fit_watches_that_fit(how, learner):
     learn, cb = learner(), GradCAMCallback(n=2)
@@ -343,6 +355,7 @@ def test_a_callback_switched_off_makes_no_frames_in_the_next_fit(learner):
     assert learn.grad_cam.run is None
 
 
+@pytest.mark.slow
 def test_one_callback_on_two_learners_in_turn_begins_a_run_for_each(learner):
     cb, one, other = GradCAMCallback(n=2), learner(), learner()
     one.fit(1, cbs=cb)
@@ -358,6 +371,7 @@ def test_the_wrapped_fit_keeps_its_face():
     assert Learner.fit.__module__ == "fastai.learner"
 
 
+@pytest.mark.slow
 def test_a_callback_in_the_middle_of_another_learners_fit_stays_armed(learner):
     inner = learner()
     learn = learner(InEachEpoch(lambda _: inner.fit(1), "after_train", 20), GradCAMCallback(n=2))
@@ -372,6 +386,7 @@ def everything_of(learn):
     return [m for m in learn.model.modules() for hooks in HOOKS if getattr(m, hooks)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_exported_learner_carries_settings_only(learner, tmp_path):
     plain, learn = learner(), learner(GradCAMCallback(n=3, masks=lambda item: (0, 0, 9, 9), layer=[0, 2]))
@@ -396,6 +411,7 @@ def test_an_exported_learner_carries_settings_only(learner, tmp_path):
     assert one[0] == other[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_loaded_learner_trains_and_watches_again(learner, image_folder, tmp_path):
     learn = learner(GradCAMCallback(n=2, every=2, masks=lambda item: (0, 0, 9, 9)))

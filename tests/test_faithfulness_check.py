@@ -79,6 +79,7 @@ def test_the_sentence_says_which_is_better_than_what_and_which_is_best(table):
     assert "The best is gradcam at layer 'look', ahead of cold" in said and "which is more than chance" in said
 
 
+@pytest.mark.slow
 def test_few_images_are_too_few():
     made = check(Spots(), spots(8), layers=["look"], metrics=["road"])
     assert set(made.verdict) == {"undecided"} and made.attrs["verdict"].startswith("8 images are too few")
