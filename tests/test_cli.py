@@ -72,7 +72,6 @@ def trained(fish, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_train_watches_and_says_where_the_pictures_are(trained):
     done, path, learner = trained
     assert done.returncode == 0, done.stderr
@@ -90,13 +89,11 @@ def test_train_watches_and_says_where_the_pictures_are(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_without_network_one_line_says_that_training_is_from_scratch(trained):
     lines = [line for line in trained[0].stdout.splitlines() if "training from scratch" in line]
     assert len(lines) == 1 and lines[0].startswith("no pretrained weights (")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_fish_layout_brings_its_masks(trained):
     run = Run(trained[1])
@@ -107,7 +104,6 @@ def test_the_fish_layout_brings_its_masks(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_name_that_exists_is_refused_before_training(trained, fish, capsys):
     path = trained[1]
     assert main(["train", str(fish), "--out", str(path.parent), "--name", path.name, *QUICK]) == 2
@@ -115,7 +111,6 @@ def test_a_name_that_exists_is_refused_before_training(trained, fish, capsys):
     assert len(Run(path).frames) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_explain_writes_an_overlay_for_each_image_and_prints_json(trained, fish, tmp_path, capsys):
     images = sorted((fish / "Trout" / "Trout").glob("*.png"))[:3]
@@ -125,7 +120,6 @@ def test_explain_writes_an_overlay_for_each_image_and_prints_json(trained, fish,
     assert 0 <= rows[0]["prob"] <= 1
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_explain_goes_on_after_an_image_that_cannot_be_read_and_says_so(trained, fish, tmp_path, capsys):
     broken = tmp_path / "broken.png"
@@ -436,7 +430,6 @@ def test_a_users_mistake_ends_with_2_and_a_fault_of_ours_with_1_and_how_to_repor
         main(["report", str(tmp_path), "--debug"])
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_report_is_made_again_from_the_folder(trained, tmp_path, capsys):
     assert main(["report", str(trained[1]), "--out", str(tmp_path / "again.html")]) == 0
