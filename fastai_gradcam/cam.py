@@ -118,8 +118,8 @@ def explain(
     reshape: Reshape | None = None,
     input: Any = 0,
 ) -> CAMs:
-    """`gradcam` for a caller that holds a shadow of the model (`_engine.shadow`) and is inside
-    `_engine.guard.undisturbed`.
+    """`gradcam` for a caller that holds a shadow of the model (`_net.shadow`) and is inside
+    `_net.guard.undisturbed`.
     """
     how = resolve_method(method)
     if reshape is not None and not callable(reshape):

@@ -112,6 +112,7 @@ def test_the_probability_of_a_label_is_squashed_once(ends, loss, labels, photo, 
     assert cam.pred == (", ".join(on) or "(none)")
 
 
+@pytest.mark.slow
 def test_a_number_that_nobody_knows_is_left_out(colours, photo, tmp_path):
     learn = learner_of(colours, net(), tmp_path, lambda o, y: o.mean())
     cam = learn.gradcam(photo, target="green")
@@ -180,6 +181,7 @@ class Several(nn.Module):
 Named = __import__("collections").namedtuple("Named", "features logits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("give", "loss"),
     [
@@ -244,6 +246,7 @@ SEVERAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_each_label_belongs_to_its_target(kind, two, photo, tmp_path):
     make, loss = SEVERAL[kind]
@@ -262,6 +265,7 @@ def test_each_label_belongs_to_its_target(kind, two, photo, tmp_path):
     assert set(run.history.label) <= {"blue", "green", "red"} and list(run.history.target) == list(run.history.label)
 
 
+@pytest.mark.slow
 def test_a_dict_asks_for_the_answer_of_a_target(two, photo, tmp_path):
     learn = learner_of(two, net(5), tmp_path, both)
     assert learn.gradcam(photo, target={1: "odd"}).label == "odd"
@@ -274,6 +278,7 @@ def test_a_dict_asks_for_the_answer_of_a_target(two, photo, tmp_path):
         learn.gradcam(photo, target={2: "odd"})
 
 
+@pytest.mark.slow
 def test_a_category_and_a_number_beside_each_other(image_folder, photo, tmp_path):
     blocks = (ImageBlock, CategoryBlock, RegressionBlock)
     dls = data(image_folder, blocks, [label, lambda f: float(f.stem)], n_inp=1)
@@ -299,6 +304,7 @@ def test_three_targets_and_a_name_of_two_of_them(image_folder, photo, tmp_path):
     assert learn.gradcam(photo, target={2: "odd"}).target == 6
 
 
+@pytest.mark.slow
 def test_a_reading_that_is_not_certain_is_refused_before_training(two, tmp_path):
     learn = learner_of(two, net(7), tmp_path, lambda o, a, b: both(o[:, :5], a, b))
     with pytest.raises(GradCAMError, match=r"2 targets \(3 classes and 2 classes\).*\(2, 7\).*target= a callable"):
@@ -309,6 +315,7 @@ def test_a_reading_that_is_not_certain_is_refused_before_training(two, tmp_path)
 # --- labels of any type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "asked", "index"),
     [
@@ -374,6 +381,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PLAIN)
 def test_data_sets_of_plain_pytorch_are_watched(kind, tmp_path):
     y, loss, width, task = PLAIN[kind]
@@ -392,6 +400,7 @@ def test_data_sets_of_plain_pytorch_are_watched(kind, tmp_path):
     assert learn.gradcam(sample).map.shape == learn.gradcam(sample[0]).map.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unknown", [-1, 99])
 def test_a_label_that_is_not_known_is_not_wrong(unknown, tmp_path):
     data_ = Plain(lambda i: (unknown if i == 2 else i % 3,))
@@ -410,6 +419,7 @@ class Stream(torch.utils.data.IterableDataset):
         return iter([(torch.rand(3, 16, 16), i % 3) for i in range(6)])
 
 
+@pytest.mark.slow
 def test_a_stream_is_refused_before_training(tmp_path):
     dls = DataLoaders(*(DataLoader(Stream(), bs=3, num_workers=0) for _ in range(2)))
     learn = learner_of(dls, net(), tmp_path)
@@ -438,6 +448,7 @@ TASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["gradcam", "show_gradcam", "plot_top_gradcams", "callback"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_entry_takes_every_task(task, entry, image_folder, photo, tmp_path):

@@ -24,6 +24,9 @@ from training import HOOKS, Quiet, assert_whole, differences, left_by, one_threa
 
 from fastai_gradcam import GradCAMCallback, Run
 
+pytestmark = pytest.mark.slow
+
+
 # --- which calls make frames -----------------------------------------------------------------------------------
 
 FIRST = (0, -1)
@@ -285,7 +288,6 @@ def left_by_the_others(image_folder, tmp_path_factory):
 ORDERS = [(*range(k), 4, *range(k, 4)) for k in range(5)]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("order", ORDERS, ids=lambda o: "".join(map(str, o)))
 def test_callbacks_live_together_in_any_order_of_adding(order, learner, tmp_path, left_by_the_others):

@@ -25,6 +25,9 @@ import fastai_gradcam._watch.core
 import fastai_gradcam._watch.look
 from fastai_gradcam import GradCAMCallback, Run
 
+# test_callback and test_watch touch the same modules quickly.
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 
 

@@ -33,7 +33,7 @@ from training import heard, one_thread, places, statuses, watch  # noqa: F401
 from fastai_gradcam import GradCAMCallback, GradCAMError, Run
 from fastai_gradcam.cli import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from .nested import on_device_of, rows, tensors
 from .panel import Panel
 from .publish import ReportRefresher, publish
 from .settings import Logger, Settings
+from .subject import Subject, Unwatchable
 from .tasks import Task
 
 __all__ = ["BEFORE_TRAINING", "Subject", "Unwatchable", "Watcher"]
@@ -38,30 +39,6 @@ BEFORE_TRAINING = -1
 
 # Those in the middle of a training.
 _open: WeakSet[Watcher] = WeakSet()
-
-
-class Unwatchable(GradCAMError):
-    "A network that cannot be copied, so that a look would change it."
-
-
-@dataclass
-class Subject:
-    """The model that is watched, as its training loop has it at the moment.
-
-    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss
-    of each image. `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
-    `frozen()`: whether the body of the network is frozen at the moment.
-    `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
-    """
-
-    owner: ref[Any]
-    model: Callable[[], nn.Module]
-    loss: Callable[[], Any] = lambda: None
-    layers: Callable[[Any], list[str]] | None = None
-    loggers: Callable[[], list[Logger]] = list
-    frozen: Callable[[], bool] = lambda: False
-    inputs: Callable[[nn.Module, Any], Any] = lambda net, x: x
-    arch: str | None = None
 
 
 @dataclass(eq=False)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import GradCAMError, GradCAMTypeError, one_of
+from .._errors import GradCAMError
 from ..targets import class_scores, predicted, regions
-from .losses import IDENTITY, LOG, SIGMOID, SOFTMAX, VALUE
+from .asked import class_index
+from .losses import IDENTITY, LOG, SIGMOID, SOFTMAX, VALUE, as_they_are
 
 __all__ = ["CATEGORY", "LABELS", "REGRESSION", "Answer", "Head"]
 
@@ -132,7 +133,7 @@ class Head:
             return scores.softmax(1)
         if callable(how):
             return how(scores)
-        return _as_they_are(scores) if self.kind == CATEGORY and not one_column else None
+        return as_they_are(scores) if self.kind == CATEGORY and not one_column else None
 
     # --- which classes
 
@@ -280,57 +281,6 @@ class Head:
         return class_index(target, self.vocab, self.names, columns)
 
 
-def class_index(
-    target: Any, vocab: Sequence[Any] | None, names: Sequence[str] | None, columns: int | None = None
-) -> int:
-    """The index of a class given by its label, or by its index where no label is meant.
-
-    Raises `GradCAMError` for a label outside of the vocabulary (with the nearest one), an index out of range, or a
-    label where there is no vocabulary.
-    """
-    labels, words = list(vocab or ()), list(names or ())
-    if not _hashable(target):
-        raise GradCAMTypeError(f"A target must be a label or an index, got {target!r}.")
-    value = target.item() if hasattr(target, "item") else target
-    for i, label in enumerate(labels):
-        label = label.item() if hasattr(label, "item") else label
-        if type(label) is type(value) and label == value:
-            return i + (len(words) > len(labels))
-    if isinstance(value, str):
-        if not words:
-            raise GradCAMError(f"target {target!r} is a label, but this learner has no vocabulary; give a class index.")
-        if value in words:
-            return words.index(value)
-        if not value.isdecimal():
-            raise GradCAMError(one_of("class", target, words))
-        value = int(value)
-        target = value
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise GradCAMTypeError(f"A target must be a label or an index, got {target!r}.")
-    if any(
-        isinstance(label.item() if hasattr(label, "item") else label, int)
-        for label in labels
-        if not isinstance(label, bool)
-    ):
-        listed = ", ".join(words[:20]) + (f", … ({len(words)} in all)" if len(words) > 20 else "")
-        raise GradCAMError(
-            f"There is no class {target!r}. The classes of this vocabulary are numbers, so a number is a label, not an "
-            f"index. Classes: {listed}."
-        )
-    many = len(words) if words else columns
-    if many is not None and not 0 <= value < many:
-        raise GradCAMError(f"target {target} is out of range: there are classes 0 to {many - 1}.")
-    return value
-
-
-def _hashable(target: Any) -> bool:
-    try:
-        hash(target)
-    except TypeError:
-        return False
-    return True
-
-
 def _nothing(scores: Tensor) -> Tensor:
     return scores.new_zeros(len(scores), dtype=torch.long)
 
@@ -338,14 +288,6 @@ def _nothing(scores: Tensor) -> Tensor:
 def _most_common(y: Tensor, classes: int) -> Tensor:
     flat = y.flatten(1).long()
     return torch.stack([torch.bincount(row[(row >= 0) & (row < classes)], minlength=classes).argmax() for row in flat])
-
-
-def _as_they_are(scores: Tensor) -> Tensor | None:
-    "Scores that are probabilities, or their logarithms, by their values: they add up to 1 for each image."
-    if bool((scores >= 0).all()) and torch.allclose(scores.sum(1), scores.new_ones(()), atol=1e-3):
-        return scores
-    exp = scores.exp()
-    return exp if bool((scores <= 0).all()) and torch.allclose(exp.sum(1), exp.new_ones(()), atol=1e-3) else None
 
 
 def number(values: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -144,7 +145,9 @@ def _gradient(
 ) -> Tensor | None:
     others = [torch.zeros(4, dtype=torch.long) if shape else torch.zeros(4) for shape in ys]
     others[at] = y
-    with torch.enable_grad():
+    # A target that does not fit may be warned of, which is nobody's concern.
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         leaf = scores.clone().requires_grad_()
         try:
             value = loss(place(leaf), *others)
@@ -205,10 +208,19 @@ def weights(loss: Any, output: Any, ys: Sequence[Tensor], among: Sequence[Tensor
     rng = torch.Generator().manual_seed(0)
     draws = {t.shape: torch.rand(t.shape, generator=rng) * 0.8 + 0.1 for t in among}
     leaves = {id(t): draws[t.shape].clone().requires_grad_() for t in among}
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             value = loss(mapped(lambda t: leaves.get(id(t), t.detach().cpu()), output), *ys)
             grads = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
         except Exception:
             return []
     return [0.0 if g is None else float(g.norm()) for g in grads]
+
+
+def as_they_are(scores: Tensor) -> Tensor | None:
+    "Scores that are probabilities, or their logarithms, by their values: they add up to 1 for each image."
+    if bool((scores >= 0).all()) and torch.allclose(scores.sum(1), scores.new_ones(()), atol=1e-3):
+        return scores
+    exp = scores.exp()
+    return exp if bool((scores <= 0).all()) and torch.allclose(exp.sum(1), exp.new_ones(()), atol=1e-3) else None

@@ -13,7 +13,6 @@ If there are several targets, the first is explained unless a label says otherwi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from .._errors import GradCAMError, GradCAMTypeError, one_of
 from ..targets import Contrast, Decided, Segment, predicted
+from .asked import as_list, each, is_score, per_image, side
 from .endings import Endings
 from .head import CATEGORY, LABELS, REGRESSION, Answer, Head
 from .losses import asked
@@ -30,7 +30,6 @@ from .outputs import Spot, find
 
 __all__ = ["CATEGORY", "LABELS", "REGRESSION", "Answer", "Head", "Task", "as_list"]
 
-_SCORE = re.compile(r"(-?)\s*score(?:\s+(\d+))?")
 _Pick = Callable[[Tensor], Tensor]
 
 
@@ -195,12 +194,12 @@ class Task:
 
     def _rows(self, wanted: Any, n: int, part: slice, i: int | None) -> _Pick:
         "The classes named, each of any target, or all of target `i`."
-        rows = _per_image(wanted, n)
+        rows = per_image(wanted, n)
         rows = rows[part] if isinstance(rows, list) else rows
-        places = _each(lambda target: self._find(target, i), rows)
+        places = each(lambda target: self._find(target, i), rows)
 
         def pick(table: Tensor) -> Tensor:
-            columns = _each(lambda place: self._column(*place), places)
+            columns = each(lambda place: self._column(*place), places)
             made = torch.as_tensor(columns, device=table.device)
             return made if made.ndim else made.expand(len(table))
 
@@ -210,7 +209,7 @@ class Task:
         "The target that a label belongs to, its index there, and whether its negative is meant."
         if i is not None:
             head = self.heads[i]
-            return (i, *_side(target)) if head.kind == REGRESSION else (i, head.index(target), False)
+            return (i, *side(target)) if head.kind == REGRESSION else (i, head.index(target), False)
         if len(self.heads) == 1:
             return self._find(target, 0)
         own = [k for k, h in enumerate(self.heads) if self._knows(h, target)]
@@ -225,7 +224,7 @@ class Task:
 
     def _knows(self, head: Head, target: Any) -> bool:
         if head.kind == REGRESSION:
-            return isinstance(target, str) and bool(_SCORE.fullmatch(target.strip()))
+            return is_score(target)
         try:
             head.index(target)
         except (GradCAMError, GradCAMTypeError):
@@ -288,50 +287,3 @@ class Task:
 
     def _ending(self, i: int) -> str | None:
         return self._endings.kinds.get(self._spots[i].part) if self._endings is not None else None
-
-
-def _side(target: Any) -> tuple[int, bool]:
-    "The index of the number and whether its negative is meant."
-    if isinstance(target, str):
-        found = _SCORE.fullmatch(target.strip())
-        if not found:
-            raise GradCAMError(one_of("target", target, ["score", "-score", "score 1", "-score 1"]))
-        return int(found[2] or 0), found[1] == "-"
-    return Head(REGRESSION).index(target), False
-
-
-def _per_image(wanted: Any, n: int) -> Any:
-    "One class for all images, or a list with one entry for each of `n`: a class, or a list of classes."
-    array = hasattr(wanted, "tolist")
-    listed = as_list(wanted.tolist() if array else wanted)
-    if listed is None:
-        return wanted.tolist() if array else wanted
-    if not listed:
-        raise GradCAMError("target=[] names no class to explain.")
-    rows: list[Any] = [as_list(row.tolist() if hasattr(row, "tolist") else row) for row in listed]
-    if any(row is None for row in rows):
-        # A list means several classes for every image; an array means one class per image, except for a single image,
-        # where it means several classes.
-        if not array or (n == 1 and len(listed) > 1):
-            return [listed] * n
-        rows = listed
-    elif len({len(row) for row in rows}) > 1 or not rows[0]:
-        counts = ", ".join(str(len(row)) for row in rows)
-        raise GradCAMError(f"target has rows of {counts} classes: give each image as many, at least one.")
-    if len(rows) != n:
-        raise GradCAMError(
-            f"target has a row for each of {len(rows)} images, but there {'is' if n == 1 else 'are'} {n}: give one "
-            "class for all, a list of classes for each, or as many rows as images."
-        )
-    return rows
-
-
-def _each(f: Callable[[Any], Any], rows: Any) -> Any:
-    return [_each(f, row) for row in rows] if isinstance(rows, list) else f(rows)
-
-
-def as_list(value: Any) -> list[Any] | None:
-    "`value` as a list if a fastai user would call it one (list, tuple, `L`, a vocabulary), else `None`."
-    # By name: fastcore's lists are known without importing fastcore.
-    listed = isinstance(value, (list, tuple)) or any(c.__name__ == "CollBase" for c in type(value).__mro__)
-    return list(value) if listed else None

@@ -1,0 +1,39 @@
+"""What is watched: a model and what its training loop has beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import ref
+
+from torch import nn
+
+from .._errors import GradCAMError
+from .settings import Logger
+
+__all__ = ["Subject", "Unwatchable"]
+
+
+class Unwatchable(GradCAMError):
+    "A network that cannot be copied, so that a look would change it."
+
+
+@dataclass
+class Subject:
+    """The model that is watched, as its training loop has it at the moment.
+
+    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss of each image.
+    `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
+    `frozen()`: whether the body of the network is frozen at the moment.
+    `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
+    """
+
+    owner: ref[Any]
+    model: Callable[[], nn.Module]
+    loss: Callable[[], Any] = lambda: None
+    layers: Callable[[Any], list[str]] | None = None
+    loggers: Callable[[], list[Logger]] = list
+    frozen: Callable[[], bool] = lambda: False
+    inputs: Callable[[nn.Module, Any], Any] = lambda net, x: x
+    arch: str | None = None
