@@ -29,7 +29,8 @@ PAGES = [
     (
         "In a notebook",
         "learner",
-        """Learner.gradcam Learner.show_gradcam Learner.gradcam_check ClassificationInterpretation.plot_top_gradcams
+        """Learner.gradcam Learner.show_gradcam Learner.gradcam_check Learner.gradcam_judge
+        ClassificationInterpretation.plot_top_gradcams
         CAM CAMList""".split(),
     ),
     ("In your own loop", "watch", ["Watch"]),
@@ -43,6 +44,7 @@ PAGES = [
     ),
     ("Runs", "run", ["Run"]),
     ("Findings", "findings", ["findings", "Thresholds"]),
+    ("Judging", "judge", ["judge", "Verdicts", "Rule", "Suspicion"]),
     ("Pictures of a run", "pictures", ["evolution", "animation", "plot"]),
     ("Comparing runs", "comparison", ["compare"]),
     ("Pictures of a map", "render", ["overlay", "grid", "normalise", "upsample", "Cell"]),

@@ -55,6 +55,9 @@ class GradCAMCallback(Callback):
     - `loggers`: callables `(run, frame)`, called after each frame with the `Run` and the frame's entry in it, such as
       those of `fastai_gradcam.loggers`. fastai's own `TensorBoardCallback` and `WandbCallback` get frames
       automatically.
+    - `judge`: when images are changed on purpose to learn what each class depends on: `"end"` (of each fit), `"every"`
+      (at each frame, too, for an early alarm) or `None`. Verdicts are in `run.verdicts`, and what they confirm is in
+      `run.findings()`.
     - `on_error`: `"warn"` turns a failure during training into one warning and a failed frame, `"raise"` raises it.
 
     Raises `GradCAMError` before the first batch where a setting does not fit the learner.
@@ -92,6 +95,7 @@ class GradCAMCallback(Callback):
         resume: bool = False,
         loggers: Iterable[Callable[[Run, dict], None]] | None = None,
         on_error: str = "warn",
+        judge: str | None = "end",
     ) -> None:
         asked = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if items is None and (not isinstance(n, int) or n < 1):
@@ -184,6 +188,7 @@ class GradCAMCallback(Callback):
     def after_train(self) -> None:
         if self._phases.now is Phase.EPOCH:
             self._session.averaged.trained(self.learn.model)
+            self._session.trained += int(getattr(self.learn.dls.train, "n", 0) or 0)
 
     def after_pred(self) -> None:
         if not self.learn.training and self._phases.now is Phase.EPOCH:

@@ -13,14 +13,16 @@ from ._findings.kinds import kinds
 from ._findings.panel import Panel, tidy
 from ._findings.rows import COLUMNS, rows_of
 from ._findings.thresholds import Thresholds
+from ._findings.tried import HIGH, LOW, TITLE, with_interventions
 from ._run.files import warn
 from ._run.reader import RunFiles
+from ._run.verdicts import read_table
 
 __all__ = ["COLUMNS", "KINDS", "TITLES", "Thresholds", "checks", "checks_in_words", "findings", "findings_of"]
 
 # Each kind with the range of its severity, and with its title.
-KINDS = {kind.name: (kind.low, kind.high) for kind in kinds.values()}
-TITLES = {kind.name: kind.title for kind in kinds.values()}
+KINDS = {kind.name: (kind.low, kind.high) for kind in kinds.values()} | {"confirmed": (LOW, HIGH)}
+TITLES = {kind.name: kind.title for kind in kinds.values()} | {"confirmed": TITLE}
 
 DEFAULTS = Thresholds()
 
@@ -62,9 +64,7 @@ def findings(
                 hits = kind.look(panel)
                 panel.found[kind.name] = {item for _, group in hits.groups for item in group.index}
                 found += rows_of(kind, hits, panel)
-    found.sort(key=lambda row: (-row["severity"], list(kinds).index(row["kind"]), row["items"]))
-    shown = found[: thresholds.rows]
-    return pd.DataFrame({name: [row[name] for row in shown] for name in COLUMNS}, columns=list(COLUMNS))
+    return _table(found, thresholds)
 
 
 def checks(history: pd.DataFrame, thresholds: Thresholds = DEFAULTS, layer: str | None = None) -> dict[str, str]:
@@ -104,20 +104,31 @@ def _listed(titles: Sequence[str]) -> str:
 
 
 def findings_of(run: RunFiles, thresholds: Thresholds | None = None, layer: str | None = None) -> pd.DataFrame:
-    """The findings of a run, judged against the areas of its masks and the shape of its maps.
+    """The findings of a run, judged against the areas of its masks, the shape of its maps, and its verdicts.
 
-    A mask that cannot be read is left out with a warning.
+    A severity of 0.5 or more is kept for shortcuts that an intervention confirmed (kind `confirmed`, and hints about
+    the same classes) and for maps that are not finite. A mask that cannot be read is left out with a warning.
     """
-    layers = run.contents().layers
-    if layer is not None and layer not in layers:
-        raise GradCAMError(f"The run has no layer {layer!r}; it has {', '.join(layers)}.")
-    return findings(
-        run.history,
-        thresholds=thresholds or DEFAULTS,
-        mask_areas=_mask_areas(run),
-        map_shapes=_map_shapes(run),
-        layer=layer,
+    info = run.contents()
+    if layer is not None and layer not in info.layers:
+        raise GradCAMError(f"The run has no layer {layer!r}; it has {', '.join(info.layers)}.")
+    t = thresholds or DEFAULTS
+    found = findings(run.history, thresholds=t, mask_areas=_mask_areas(run), map_shapes=_map_shapes(run), layer=layer)
+    rows = with_interventions(
+        found.to_dict("records"),
+        {name: read_table(run.path, name) for name in ("verdicts", "pooled", "classes")},
+        [item.label for item in info.panel],
+        info.complete[-1].frame if info.complete else 0,
+        layer or (info.layers[-1] if info.layers else ""),
+        t.classes,
     )
+    return _table(rows, t)
+
+
+def _table(rows: list[dict[str, Any]], t: Thresholds) -> pd.DataFrame:
+    order = ["confirmed", *kinds]
+    rows = sorted(rows, key=lambda row: (-row["severity"], order.index(row["kind"]), row["items"]))[: t.rows]
+    return pd.DataFrame({name: [row[name] for row in rows] for name in COLUMNS}, columns=list(COLUMNS))
 
 
 def _mask_areas(run: RunFiles) -> dict[int, float]:

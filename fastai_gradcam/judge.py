@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ._engine.method import MapFunction, Method
 from ._errors import GradCAMError, one_of
 from ._judge.interventions import Intervention, interventions
 from ._judge.look import Data, Seen, look_at
-from ._judge.rule import Row, Rule, Suspicion, alike, distance, measured, spread, with_verdicts
+from ._judge.record import class_rows, pictures_of
+from ._judge.rule import Row, Rule, Suspicion, alike, distance, measured, pooled, spread, with_verdicts
 from ._judge.trials import Outcomes, hold
 from ._net.guard import undisturbed
 from ._net.layers import Layer, named_layers, unwrap
 from ._net.shadow import shadow
+from ._run.verdicts import VERDICT_COLUMNS, Picture, write_verdicts
 from .cam import explain
 from .targets import class_scores, main_output
 
 __all__ = ["COLUMNS", "PASSES", "Rule", "Suspicion", "Verdicts", "interventions", "judge"]
 
-COLUMNS = ("label", "test", "images", "effect", "control", "low", "high", "verdict")
+COLUMNS = VERDICT_COLUMNS
 PASSES = 12
 """A judgement shows the model at most so many times the images of its set."""
 LEAST = 3
@@ -38,12 +42,23 @@ class Verdicts:
 
     - `table`: a DataFrame, a row per class and test, with `COLUMNS`. `effect`, `control`: the share of `images` for
       which the change, and its control, had an effect. `low`, `high`: the 95 % interval of effect − control.
+    - `pooled`: a row per test for all classes together (`label` is ""): many classes with a mark of their own, and few
+      images of each, may show only here.
     - `suspicion`: for each class, what makes its hottest patches suspicious beyond their effect.
     - `left_out`: why a class, or everything, was not judged.
     - `images`: how many images the set has. `passes`: forward passes of the set that were made.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from fastai_gradcam.judge import judge
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> verdicts = judge(model, [(torch.rand(8, 3, 20, 20), torch.arange(8) % 2)], ["cat", "dog"])
+    >>> verdicts.images, len(verdicts.shortcuts)
+    (8, 0)
     """
 
     table: pd.DataFrame
+    pooled: pd.DataFrame
     suspicion: dict[str, Suspicion] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     images: int = 0
@@ -55,6 +70,21 @@ class Verdicts:
     def shortcuts(self) -> pd.DataFrame:
         """The rows whose verdict is `shortcut`."""
         return self.table[self.table["verdict"] == "shortcut"]
+
+    def pictures(self, picture: Callable[[Tensor], Image.Image] | None = None) -> list[Picture]:
+        """The patches of each class with a shortcut, and images before and after each test that confirmed it.
+
+        `picture`: an input `(C, H, W)` as an image; default: its values stretched over their range.
+        """
+        confirmed = self.shortcuts
+        pairs = list(zip(confirmed["label"], confirmed["test"], strict=True))
+        return pictures_of(pairs, self.outcomes, self.names, picture)
+
+    def save(self, path: str | Path, picture: Callable[[Tensor], Image.Image] | None = None) -> None:
+        """Write `verdicts.csv` and `patches/` into the run folder `path`, where `Run(path).verdicts` reads them."""
+        places = {self.names[c]: place for c, place in self.outcomes.places.items()}
+        classes = class_rows(self.suspicion, places, self.left_out)
+        write_verdicts(Path(path), self.table, self.pooled, classes, self.pictures(picture))
 
 
 def judge(
@@ -86,6 +116,7 @@ def judge(
 
     >>> import torch
     >>> from torch import nn
+    >>> from fastai_gradcam.judge import judge
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     >>> x, y = torch.rand(12, 3, 20, 20), torch.arange(12) % 2
     >>> verdicts = judge(model, [(x, y)], ["cat", "dog"])
@@ -98,7 +129,8 @@ def judge(
     layers = None if layer is None else [name for name, _ in named_layers(unwrap(model), layer)]
     total = _Progress(progress, passes)
     with torch.inference_mode(False), undisturbed():
-        net = shadow(unwrap(model))
+        # Its own weights: a network that writes into its parameters in its forward pass must not write into the model's.
+        net = shadow(unwrap(model), own_weights=True)
 
         def ask(x: Tensor) -> Tensor:
             with torch.no_grad():
@@ -127,9 +159,19 @@ def judge(
         for c in classes
     }
     suspicion = _suspicions(seen, rows)
+    together = [
+        measured(
+            "", t.name, [trial for trial in outcomes.trials if trial.test == t.name], np.random.default_rng([seed, k])
+        )
+        for k, t in enumerate(wanted)
+        if len(classes) > 1
+    ]
+    if together:
+        together = with_verdicts(together, pooled(list(suspicion.values())), rule or Rule())
     judged = [row for c in classes for row in with_verdicts(rows[c], suspicion[c], rule or Rule())]
     return Verdicts(
         pd.DataFrame([vars(row) for row in judged], columns=list(COLUMNS)),
+        pd.DataFrame([vars(row) for row in together], columns=list(COLUMNS)),
         {names[c]: s for c, s in suspicion.items()},
         _left_out(seen, classes, names),
         len(seen),

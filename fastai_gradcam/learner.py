@@ -14,6 +14,7 @@ from ._fastai import check  # noqa: F401  (learn.gradcam_check)
 from ._fastai.cams import CAM, CAMList
 from ._fastai.explain import BOTH, Seen, explain, resolve_layer, see, see_item
 from ._fastai.items import is_one_item, item_name
+from ._fastai.judging import gradcam_judge as gradcam_judge  # patches Learner
 from ._fastai.private import private
 from ._watch.tasks import as_list
 from .methods import resolve_method

@@ -44,6 +44,8 @@ class Watch:
       run of that name.
     - `show`: show each grid in the notebook (default: in a notebook). `loggers`: callables `(run, frame)`.
       `on_error`: `"warn"` or `"raise"`.
+    - `judge`: when images are changed on purpose to learn what each class depends on: `"end"` (at `close`), `"every"`
+      (at each frame, too) or `None`. The images are `x` itself, which should then be 48 or more.
     - `forward`: a callable `(model, x) -> output`, for a model that is called in another way than `model(x)`,
       `model(*x)` or `model(**x)`.
 
@@ -83,16 +85,14 @@ class Watch:
         on_error: str = "warn",
         mean: Any = None,
         std: Any = None,
-        judge: None = None,
+        judge: str | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise GradCAMError(f"model must be an nn.Module, got {type(model).__name__}.")
-        if judge is not None:
-            raise GradCAMError(f"judge={judge!r} is not available in this version: leave it at None.")
         common = {
             "layer": layer, "target": target, "method": method, "every": every, "path": path, "name": name,
-            "show": show, "resume": resume, "loggers": loggers, "on_error": on_error,
+            "show": show, "resume": resume, "loggers": loggers, "on_error": on_error, "judge": judge,
         }  # fmt: skip
         settings = Settings(**common, asked={"n": number_of(x), **common})
         self._watcher: Watcher | None = None

@@ -107,14 +107,14 @@ def verdict(verdicts, test, label="rows"):
     [
         ("stamp", Filters("magenta"), ("transplant", "keep", "cover")),
         ("corner", Filters("magenta", 1.0, corner()), ("place", "place_away", "keep")),
-        ("frame", Filters("magenta", 0.5), ("place", "place_away", "swap")),
+        ("frame", Filters("magenta", 0.5), ("border", "place_away", "swap")),
         ("cast", Filters("magenta", 0.5), ("colour", "colour_away")),
         ("background", Filters("magenta", 0.5), ("swap",)),
     ],
     ids=["stamp", "corner", "frame", "cast", "background"],
 )
 def test_a_network_that_looks_only_at_it_is_named_by_the_tests_that_take_or_give_it(extra, network, tests):
-    verdicts = judge(network, pictures(extra), NAMES)
+    verdicts = judge(network, pictures(extra, 144), NAMES)
     for test in tests:
         row = verdict(verdicts, test)
         assert row["verdict"] == "shortcut", (test, verdicts.table)
@@ -124,9 +124,9 @@ def test_a_network_that_looks_only_at_it_is_named_by_the_tests_that_take_or_give
 
 @pytest.mark.parametrize("extra", ["stamp", "corner", "frame", "cast", "background"])
 def test_a_network_that_looks_only_at_the_object_is_clear_whatever_lies_beside_it(extra):
-    verdicts = judge(Filters(), pictures(extra), NAMES)
+    verdicts = judge(Filters(), pictures(extra, 144), NAMES)
     assert verdicts.shortcuts.empty, verdicts.shortcuts
-    for test in ("transplant", "keep", "place", "colour", "blur", "swap"):
+    for test in ("transplant", "keep", "place", "border", "colour", "blur", "swap"):
         assert verdict(verdicts, test)["verdict"] == "clear", (test, verdicts.table)
 
 
@@ -138,7 +138,7 @@ def test_a_network_that_looks_at_a_corner_is_named_with_the_place_and_not_by_a_p
 
 
 def test_the_objects_background_blurred_or_swapped_does_not_matter_to_a_network_that_looks_at_the_object():
-    row = verdict(judge(Filters(), pictures("stamp"), NAMES), "blur_away")
+    row = verdict(judge(Filters(), pictures("stamp", 144), NAMES), "blur_away")
     assert row["effect"] == 0 and row["control"] == 1 and row["verdict"] == "clear"
 
 
@@ -255,6 +255,14 @@ def test_the_patches_and_pictures_that_decided_are_kept_with_the_verdict():
     assert len(shown) == 3
     for one in shown:
         assert one.was != 0 and one.became == 0 and not torch.equal(one.before, one.after)
+
+
+def test_many_classes_with_few_images_show_together_what_none_of_them_shows_alone():
+    few = judge(Filters("magenta"), pictures("stamp", n=24), NAMES)
+    pooled, alone = few.pooled.set_index("test"), few.table[few.table["label"] == "rows"].set_index("test")
+    assert pooled.loc["transplant", "images"] == few.table[few.table["test"] == "transplant"]["images"].sum()
+    assert pooled.loc["swap", "images"] > alone.loc["swap", "images"]
+    assert judge(Filters(), pictures("stamp"), NAMES).pooled["verdict"].ne("shortcut").all()
 
 
 # --- bad input
@@ -392,3 +400,39 @@ def test_spread_and_distance_by_hand():
     # Deviation 1 in each class, means 0 and 3.
     means = np.array([[-1.0], [0.0], [1.0], [2.0], [3.0], [4.0]])
     assert distance(means, np.array([0, 0, 0, 1, 1, 1]), 1) == pytest.approx(3, rel=1e-2)
+    # Of several others the nearest counts.
+    more, classes = np.concatenate([means, means[3:] + 1.5]), np.repeat([0, 1, 2], 3)
+    assert distance(more, classes, 1) == pytest.approx(1.5, rel=1e-2)
+    assert distance(more, classes, 0) == pytest.approx(3, rel=1e-2)
+
+
+# --- as a run keeps it
+
+
+def test_a_judgement_is_read_back_from_a_run_folder_as_it_was_written(tmp_path):
+    from fastai_gradcam._run.verdicts import read_table
+
+    names = ["NA", 'a "quoted", name', "checks"]
+    verdicts = judge(Filters("magenta"), pictures("stamp"), names)
+    verdicts.save(tmp_path)
+    pd.testing.assert_frame_equal(read_table(tmp_path), verdicts.table.astype({"images": int}))
+    pd.testing.assert_frame_equal(read_table(tmp_path, "pooled"), verdicts.pooled.astype({"images": int}))
+    classes = read_table(tmp_path, "classes").set_index("label")
+    assert list(classes.index) == names and classes.loc["NA", "alike"] == verdicts.suspicion["NA"].alike
+    shown = read_table(tmp_path, "pictures")
+    assert set(shown["label"]) == {"NA"} and {"", "transplant"} <= set(shown["test"])
+    for file in shown["file"]:
+        assert (tmp_path / file).is_file()
+    assert "became NA" in shown.set_index("test").loc["transplant", "caption"]
+    judge(Filters(), pictures("stamp"), names).save(tmp_path)
+    assert not list((tmp_path / "patches").glob("*.png")), "pictures of an earlier judgement are left"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"label,test\n1,2\n", None])
+def test_verdicts_that_are_not_there_or_damaged_are_an_empty_table(tmp_path, damage):
+    from fastai_gradcam._run.verdicts import read_table
+
+    if damage is not None:
+        (tmp_path / "verdicts.csv").write_bytes(damage)
+    table = read_table(tmp_path)
+    assert table.empty and tuple(table.columns) == COLUMNS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastai_gradcam._judge.boxes import hottest, place_of, random_beside, random_corners, side_of
+from fastai_gradcam._judge.boxes import hottest, places_of, random_beside, random_corners, side_of
 from fastai_gradcam._judge.interventions import Pairs, blurred, interventions
 
 N, C, H, W = 5, 3, 20, 24
@@ -92,6 +92,7 @@ SLOW = {
     "keep": lambda p: (slow_paste(p.x, p.hot, p.partner, p.hot), slow_paste(p.x, p.cold, p.partner, p.cold)),
     "cover": lambda p: (slow_paste(p.x, p.hot, p.partner, p.hot), slow_paste(p.x, p.cold, p.partner, p.cold)),
     "place": lambda p: (slow_where(p.region, p.partner, p.x), slow_where(p.opposite, p.partner, p.x)),
+    "border": lambda p: (slow_where(p.region, p.partner, p.x), slow_where(p.opposite, p.partner, p.x)),
     "place_away": lambda p: (slow_where(p.region, p.partner, p.x), slow_where(p.opposite, p.partner, p.x)),
     "colour": lambda p: (slow_colour(p.x, p.partner), slow_colour(p.x, p.other)),
     "colour_away": lambda p: (slow_colour(p.x, p.partner), slow_colour(p.x, p.other)),
@@ -162,13 +163,14 @@ def test_random_boxes_lie_in_the_picture_and_beside_the_hot_one():
         ("border", None),
     ],
 )
-def test_the_place_of_a_class_is_where_its_mean_map_is_densest(place, at):
+def test_the_places_of_a_class_is_where_its_mean_map_is_densest(place, at):
     map = torch.full((30, 30), 0.1)
     if at is None:
         map[0], map[-1], map[:, 0], map[:, -1] = 9.0, 9.0, 9.0, 9.0
     else:
         map[at] = 1.0
-    found = place_of(map)
+    found = places_of(map)["densest"]
+    assert places_of(map)["corner" if at else "border"].name == found.name
     region, control = found.region, found.opposite
     assert found.name == place
     assert map[region].mean() > map[control].mean()

@@ -207,7 +207,7 @@ def test_labels_are_names_or_indices(net, data, tmp_path):
         ({"x": "photo.jpg"}, "x must be"),
         ({"masks": [np.ones((4, 4)), None]}, "mask"),
         ({"model": "resnet"}, "nn.Module"),
-        ({"judge": "end"}, "judge"),
+        ({"judge": "always"}, "judge"),
     ],
     ids=str,
 )

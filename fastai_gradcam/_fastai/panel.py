@@ -27,7 +27,7 @@ from .masks import Masks, finder, mask_of, warn_of_shared, warn_of_unseen
 from .private import private
 from .tasks import task_of
 
-__all__ = ["build_panel", "refuse_own_pictures"]
+__all__ = ["build_panel", "chosen_of", "refuse_own_pictures"]
 
 # Labels are read to spread the panel over the classes; beyond this many, a sample of the items says enough.
 _MOST_LABELS_READ = 4096
@@ -81,6 +81,11 @@ def build_panel(
     return Panel(
         _inputs(seen), y, chosen.names, _labels(learn, y, len(seen)), [s.image for s in seen], found, at, sources
     )
+
+
+def chosen_of(learn: Learner, n: int, seed: int) -> _Chosen:
+    "`n` images of the validation set, spread over the classes by `seed`."
+    return _choose(learn, _of_one_process(learn.dls), n, None, seed, True)
 
 
 def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int, need_labels: bool) -> _Chosen:

@@ -13,11 +13,13 @@ from fastai.learner import Learner
 from .._net.guard import undisturbed
 from .._watch.core import Unwatchable, Watcher
 from .._watch.faults import Faults
+from .._watch.judging import JudgingSet
 from .._watch.panel import Panel
 from .._watch.settings import Settings
 from .._watch.tasks import Task
 from .averaged import Averaged
 from .items import item_name
+from .judging import judging_bar, judging_set
 from .masks import Masks
 from .panel import build_panel, refuse_own_pictures
 from .subject import subject_of
@@ -33,6 +35,7 @@ class Session:
     """The runs of one callback: a run for each learner, and for each set of classes.
 
     `learner()`: the learner that trains. `loss`: its loss function, before callbacks such as MixUp replace it.
+    `trained`: how many images it has passed forward and backward.
     """
 
     def __init__(self, learner: Callable[[], Learner], settings: Settings, faults: Faults):
@@ -40,6 +43,7 @@ class Session:
         self.loss: Any = None
         self.watcher: Watcher | None = None
         self.averaged = Averaged()
+        self.trained = 0
         self._runs = 0
         self._data: ref[Any] | None = None
 
@@ -61,7 +65,7 @@ class Session:
         self.watcher = None
         if left:
             self.faults.say(f"{', '.join(left)} did not travel with the exported learner; the defaults are used.")
-        subject = subject_of(self.learner, self.averaged, lambda: self.loss)
+        subject = subject_of(self.learner, self.averaged, lambda: self.loss, self._judging_set, lambda: self.trained)
         watcher = Watcher(subject, settings, self.faults)
         folder = Path(settings.path) if settings.path is not None else Path(learn.path) / "gradcam"
         try:
@@ -78,6 +82,11 @@ class Session:
         refuse_own_pictures(learn)
         needs = isinstance(asked["target"], str) and asked["target"] == "true"
         return build_panel(learn, **{k: asked[k] for k in PANEL}, need_labels=needs), task_of(learn.dls, self.loss)
+
+    def _judging_set(self, n: int) -> JudgingSet:
+        learn, asked = self.learner(), self.settings.asked
+        images = judging_set(learn, n, asked["seed"], asked["masks"])
+        return replace(images, bar=lambda: judging_bar(learn))
 
     def _goes_on(self, watcher: Watcher, learn: Learner) -> bool:
         "Whether the run of this learner goes on: with other classes it cannot, other data shows the same images anew."

@@ -11,6 +11,7 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from .._watch.core import Subject
+from .._watch.judging import JudgingSet
 from ..loggers import loggers_of
 from .averaged import Averaged
 from .explain import model_input, resolve_layer
@@ -18,10 +19,18 @@ from .explain import model_input, resolve_layer
 __all__ = ["metrics_of", "subject_of"]
 
 
-def subject_of(learner: Callable[[], Learner], averaged: Averaged, loss: Callable[[], Any]) -> Subject:
+def subject_of(
+    learner: Callable[[], Learner],
+    averaged: Averaged,
+    loss: Callable[[], Any],
+    judging: Callable[[int], JudgingSet],
+    trained: Callable[[], int],
+) -> Subject:
     "The learner that `learner()` gives as long as it trains."
     arch = getattr(learner(), "arch", None)
     return Subject(
+        judging=judging,
+        trained=trained,
         owner=ref(learner()),
         model=lambda: averaged.or_else(learner().model),
         loss=loss,

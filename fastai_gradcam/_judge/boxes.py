@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BOX", "Place", "hottest", "place_of", "random_beside", "random_corners"]
+__all__ = ["BOX", "Place", "hottest", "places_of", "random_beside", "random_corners"]
 
 # A patch is a box of this share of the picture's height and width: 4 % of its area.
 BOX = 0.2
@@ -54,8 +54,8 @@ class Place:
     opposite: Tensor
 
 
-def place_of(mean_map: Tensor) -> Place:
-    """The corner or the border where a map `(H, W)` is densest.
+def places_of(mean_map: Tensor) -> dict[str, Place]:
+    """The `corner` where a map `(H, W)` is densest, the `border`, and in `densest` that of the two where it is denser.
 
     The control of a corner is the corner where the map is thinnest; that of the border is a block in the centre.
     """
@@ -63,12 +63,13 @@ def place_of(mean_map: Tensor) -> Place:
     regions = {name: _corner(h, w, *name.split()) for name in ("top left", "top right", "bottom left", "bottom right")}
     density = {name: float(mean_map[region].mean()) for name, region in regions.items()}
     border = torch.ones(h, w, dtype=torch.bool)
-    rim = max(1, round(min(h, w) * _BORDER))
-    border[rim : h - rim, rim : w - rim] = False
-    best = max(density, key=density.__getitem__)
-    if float(mean_map[border].mean()) > density[best]:
-        return Place("border", border, _centre(h, w, float(border.float().mean())))
-    return Place(f"{best} corner", regions[best], regions[min(density, key=density.__getitem__)])
+    width = max(1, round(min(h, w) * _BORDER))
+    border[width : h - width, width : w - width] = False
+    best, least = (choose(density, key=density.__getitem__) for choose in (max, min))
+    corner = Place(f"{best} corner", regions[best], regions[least])
+    rim = Place("border", border, _centre(h, w, float(border.float().mean())))
+    denser = rim if float(mean_map[border].mean()) > density[best] else corner
+    return {"corner": corner, "border": rim, "densest": denser}
 
 
 def _corner(h: int, w: int, vertical: str, horizontal: str) -> Tensor:

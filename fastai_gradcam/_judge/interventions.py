@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class Intervention:
 
     `direction`: `"put on"` (images of other classes are changed; the effect is how many turn into the class) or
     `"taken away"` (images of the class are changed; the effect is how many are lost). `rounds`: how often each image of
-    the set is changed, if the budget allows. `lender`: whether the partner shows the class that is tested (`put on`
+    the set is changed, if the budget allows. `region`: which of `boxes.places_of` is changed. `lender`: whether the partner shows the class that is tested (`put on`
     without one tests all classes at once). `mate`: whether `other` must be of the same class as `x`, for its control.
     """
 
@@ -60,6 +61,7 @@ class Intervention:
     change: Change
     direction: str
     rounds: float
+    region: str = "corner"
     lender: bool = True
     mate: bool = False
     masks: bool = False
@@ -68,7 +70,7 @@ class Intervention:
 interventions: dict[str, Intervention] = {}
 
 
-def _intervention(name: str, direction: str, rounds: float, **kwargs: bool) -> Callable[[Change], Change]:
+def _intervention(name: str, direction: str, rounds: float, **kwargs: Any) -> Callable[[Change], Change]:
     def register(change: Change) -> Change:
         interventions[name] = Intervention(name, change, direction, rounds, **kwargs)
         return change
@@ -91,7 +93,7 @@ def keep(p: Pairs) -> tuple[Tensor, Tensor]:
     return pasted(p.x, p.hot, p.partner, p.hot, p.side), pasted(p.x, p.cold, p.partner, p.cold, p.side)
 
 
-@_intervention("cover", TAKE, 0.5)
+@_intervention("cover", TAKE, 0.25)
 def cover(p: Pairs) -> tuple[Tensor, Tensor]:
     """The hottest box is covered with what another image has there; control: a random box is."""
     return pasted(p.x, p.hot, p.partner, p.hot, p.side), pasted(p.x, p.cold, p.partner, p.cold, p.side)
@@ -110,11 +112,17 @@ def pasted(x: Tensor, at: Tensor, source: Tensor, start: Tensor, side: tuple[int
 
 @_intervention("place", PUT, 1)
 def place(p: Pairs) -> tuple[Tensor, Tensor]:
-    """The corner or border where the class looks, put on others at its place; control: another one of its area."""
+    """The corner where the class looks most, put on others at its place; control: the corner where it looks least."""
     return where(p.region, p.partner, p.x), where(p.opposite, p.partner, p.x)
 
 
-@_intervention("place_away", TAKE, 0.5)
+@_intervention("border", PUT, 1, region="border")
+def border(p: Pairs) -> tuple[Tensor, Tensor]:
+    """The border of the class's images, put on others; control: a block of their centre, of the same area."""
+    return place(p)
+
+
+@_intervention("place_away", TAKE, 0.25, region="densest")
 def place_away(p: Pairs) -> tuple[Tensor, Tensor]:
     """The corner or border where the class looks, replaced by another image's; control: another one of its area."""
     return where(p.region, p.partner, p.x), where(p.opposite, p.partner, p.x)
@@ -134,7 +142,7 @@ def colour(p: Pairs) -> tuple[Tensor, Tensor]:
     return recoloured(p.x, p.partner), recoloured(p.x, p.other)
 
 
-@_intervention("colour_away", TAKE, 0.5, mate=True)
+@_intervention("colour_away", TAKE, 0.25, mate=True)
 def colour_away(p: Pairs) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel become another class's; control: those of another image of the class."""
     return recoloured(p.x, p.partner), recoloured(p.x, p.other)
@@ -158,7 +166,7 @@ def blur(p: Pairs) -> tuple[Tensor, Tensor]:
     return blur_away(p)
 
 
-@_intervention("blur_away", TAKE, 0.5, masks=True)
+@_intervention("blur_away", TAKE, 0.25, masks=True)
 def blur_away(p: Pairs) -> tuple[Tensor, Tensor]:
     """The background of the class's images is blurred; control: their object is."""
     assert p.mask is not None

@@ -9,14 +9,14 @@ import numpy as np
 
 from .trials import Trial
 
-__all__ = ["Row", "Rule", "Suspicion", "alike", "distance", "interval", "measured", "spread", "with_verdicts"]
+__all__ = ["Row", "Rule", "Suspicion", "alike", "distance", "interval", "measured", "pooled", "spread", "with_verdicts"]
 
 SHORTCUT, CLEAR, UNDECIDED = "shortcut", "clear", "undecided"
 # Losing a true part of an object loses the class, too. So what was taken away counts only where one of these, which
 # put it on images of other classes, confirms it.
 _CONFIRMED_BY = {
-    "cover": {"transplant", "keep", "place"},
-    "place_away": {"place"},
+    "cover": {"transplant", "keep", "place", "border"},
+    "place_away": {"place", "border"},
     "colour_away": {"colour"},
     "blur_away": {"blur", "swap"},
 }
@@ -24,9 +24,14 @@ _CONFIRMED_BY = {
 
 @dataclass(frozen=True)
 class Rule:
-    """When a test is a `shortcut` and when it is `clear`. Shares in 0…1, fixed on models other than those reported."""
+    """When a test is a `shortcut` and when it is `clear`. Shares in 0…1, fixed on models other than those reported.
 
-    images: int = 5
+    >>> from fastai_gradcam.judge import Rule
+    >>> Rule(excess=0.3).excess
+    0.3
+    """
+
+    images: int = 10
     """So many images must have been changed, or the verdict is `undecided`."""
     excess: float = 0.2
     """`shortcut`: by so much the effect must exceed its control …"""
@@ -42,9 +47,9 @@ class Rule:
     """`shortcut`: the lower end of the interval must be above this."""
     clear: float = 0.2
     """`clear`: the upper end of the interval is below this."""
-    colour: float = 2.0
-    """`shortcut` of `colour`: the class's mean colour must be so far from the other classes' (`Suspicion.colour`), or
-    a colour that others lack is not what turned them."""
+    colour: float = 1.5
+    """`shortcut` of `colour`: the class's mean colour must be so far from every other class's (`Suspicion.colour`), or
+    a colour of its own is not what turned them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,11 @@ class Suspicion:
     patches of other classes, as an intersection of colour histograms, −1…1. `spread`: the mean distance of the patches
     from their mean place, as a share of the picture (0: always in one place; chance: about 0.3). `stands_out`: by how
     much the excess of a transplanted patch is above the median of the other classes. `colour`: the distance of the
-    class's mean colour from that of the others, in standard deviations of an image within its class.
+    class's mean colour from the nearest other class's, in standard deviations of an image within its class.
+
+    >>> from fastai_gradcam.judge import Suspicion
+    >>> Suspicion(area=0.04, alike=0.6, spread=0.02, stands_out=0.5, colour=0.7).spread
+    0.02
     """
 
     area: float
@@ -135,6 +144,12 @@ def _is_shortcut(row: Row, suspicion: Suspicion, rule: Rule) -> bool:
     return row.images >= rule.images and row.excess >= needed and row.low > rule.low
 
 
+def pooled(each: Sequence[Suspicion]) -> Suspicion:
+    """The suspicion of all classes together: the mean of theirs. None of them stands out from the others."""
+    means = {f: float(np.mean([getattr(s, f) for s in each])) for f in Suspicion.__dataclass_fields__}
+    return Suspicion(**{**means, "stands_out": 0.0})
+
+
 def alike(mine: np.ndarray, others: np.ndarray) -> float:
     """How much more histograms `mine` `(n, bins)` overlap with each other than with `others`, −1…1."""
     n = len(mine)
@@ -150,19 +165,19 @@ def spread(places: np.ndarray) -> float:
 
 
 def distance(means: np.ndarray, classes: np.ndarray, label: int) -> float:
-    """The Mahalanobis distance between the mean colour of class `label` and the mean of the other classes' means.
+    """The Mahalanobis distance from the mean colour of class `label` to that of the nearest other class.
 
     `means`: `(N, C)`. The covariance is that of images about the mean of their class.
     """
     centre = {c: means[classes == c].mean(0) for c in np.unique(classes)}
-    rest = [m for c, m in centre.items() if c != label]
-    if label not in centre or not rest:
+    if label not in centre or len(centre) < 2:
         return float("nan")
     about = means - np.stack([centre[c] for c in classes])
     covariance = about.T @ about / max(len(means) - len(centre), 1)
     ridge = 1e-3 * np.trace(covariance) / len(covariance) + 1e-12
-    apart = centre[label] - np.mean(rest, axis=0)
-    return float(np.sqrt(apart @ np.linalg.solve(covariance + ridge * np.eye(len(covariance)), apart)))
+    inverse = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
+    apart = [centre[label] - other for c, other in centre.items() if c != label]
+    return float(min(np.sqrt(d @ inverse @ d) for d in apart))
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:

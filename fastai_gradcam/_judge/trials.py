@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._errors import GradCAMError
-from .boxes import Place, place_of, random_corners
+from .boxes import Place, places_of, random_corners
 from .interventions import PUT, Intervention, Pairs
 from .look import Batch, Data, Seen, read
 
@@ -127,8 +127,8 @@ def hold(
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     pairing, outcomes = Pairing(seen, classes, rng), Outcomes()
-    regions = {c: place_of(seen.mean_maps[c]) for c in classes}
-    outcomes.places = {c: place.name for c, place in regions.items()}
+    regions = {c: places_of(seen.mean_maps[c]) for c in classes}
+    outcomes.places = {c: places["corner"].name for c, places in regions.items()}
     # An image changed is shown twice: as the test has it, and as its control has it.
     share = min(1.0, passes / max(sum(2 * t.rounds for t in tests), 1e-9))
     quota = {t.name: int(share * t.rounds * len(seen)) for t in tests}
@@ -178,11 +178,11 @@ def _pairs(
     triples: list[tuple[int, int, int]],
     start: int,
     corners: Tensor,
-    regions: dict[int, Place],
+    regions: dict[int, dict[str, Place]],
 ) -> Pairs:
     images, partners, others = (torch.tensor(column) for column in zip(*triples, strict=True))
     lends = partners if test.direction == PUT else images
-    places = [regions.get(int(c)) or next(iter(regions.values())) for c in seen.y[lends]]
+    places = [(regions.get(int(c)) or next(iter(regions.values())))[test.region] for c in seen.y[lends]]
     device, masks = batch.x.device, batch.masks
 
     def mask_of(index: Tensor) -> Tensor | None:

@@ -18,6 +18,7 @@ from .._errors import GradCAMError, GradCAMIndexError, NoRunError
 from .files import open_image, stamp_of
 from .history import read_history
 from .schema import FrameEntry, NewerVersion, PanelItem, RunInfo, grid_file, maps_file
+from .verdicts import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,6 +131,13 @@ class RunFiles:
         if self._history is None:
             self._history = read_history(self.path / "history.csv", self.contents())
         return self._history.copy()
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """What interventions found: a row per class × test, with the columns of `verdicts.csv`; without rows if the run
+        was not judged. `verdict` is `shortcut`, `clear` or `undecided`.
+        """
+        return read_table(self.path)
 
     def maps(self, frame: int) -> dict[str, np.ndarray]:
         """Raw maps of a frame: for each layer an array `(n, h, w)`, or `(n, K, h, w)` for K classes per image.

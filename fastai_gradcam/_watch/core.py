@@ -25,6 +25,7 @@ from ..cam import CAMs, explain
 from ..run import Run
 from .begin import adopt, check_resumable, claim, create
 from .faults import Faults
+from .judging import Judging, JudgingSet, images_for, set_of_panel
 from .look import Look, in_chunks, losses
 from .nested import on_device_of, rows, tensors
 from .panel import Panel
@@ -39,6 +40,33 @@ BEFORE_TRAINING = -1
 
 # Those in the middle of a training.
 _open: WeakSet[Watcher] = WeakSet()
+
+
+class Unwatchable(GradCAMError):
+    "A network that cannot be copied, so that a look would change it."
+
+
+@dataclass
+class Subject:
+    """The model that is watched, as its training loop has it at the moment.
+
+    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss
+    of each image. `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
+    `frozen()`: whether the body of the network is frozen at the moment.
+    `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
+    `judging(n)`: up to `n` images to judge by. `trained()`: how many images were passed forward and backward so far.
+    """
+
+    owner: ref[Any]
+    model: Callable[[], nn.Module]
+    loss: Callable[[], Any] = lambda: None
+    layers: Callable[[Any], list[str]] | None = None
+    loggers: Callable[[], list[Logger]] = list
+    frozen: Callable[[], bool] = lambda: False
+    inputs: Callable[[nn.Module, Any], Any] = lambda net, x: x
+    arch: str | None = None
+    judging: Callable[[int], JudgingSet] | None = None
+    trained: Callable[[], int] = lambda: 0
 
 
 @dataclass(eq=False)
@@ -65,6 +93,7 @@ class Watcher:
     task: Task = field(init=False)
     writer: Writer = field(init=False)
     _refresher: ReportRefresher = field(init=False)
+    _judging: Judging = field(init=False)
 
     # --- before the first batch: whatever is wrong is said here
 
@@ -100,6 +129,7 @@ class Watcher:
             self.run = Run(self.writer.path)
             self.writer.after_frame = self._refresher = ReportRefresher(self.writer.path)
             adopt(self.writer.path, self.subject.owner())
+            self._judging = Judging(self.writer.path, self.faults.say)
 
     def _probe(self, model: nn.Module, layers: list[str] | None) -> CAMs:
         """One small look. A network whose forward pass writes into its parameters is given them back, and copies from
@@ -194,6 +224,8 @@ class Watcher:
         if failure is not None:
             self.faults.failed(f"frame {frame.frame}", failure)
         else:
+            if self.settings.judge == "every" and epoch >= 0:
+                self._judge(frame.frame)
             self._publish(frame)
         self.faults.report(self.writer.take_errors())
 
@@ -253,6 +285,18 @@ class Watcher:
                 self.writer.note(frame.frame, f"logger {name}: {reason_of(error)}")
                 raise
 
+    # --- judging
+
+    def _judge(self, frame: int | None = None) -> None:
+        "Interventions, at a frame or at the end of a fit. Ctrl-C ends the judging alone."
+        make = self.subject.judging or (lambda n: set_of_panel(self.panel, self.task))
+        try:
+            with self.faults.harmless("judging"), undisturbed():
+                n, model = images_for(self.subject.trained()), unwrap(self.subject.model())
+                self._judging.judge(frame, model, lambda: make(n), self.layers[-1:], self.settings.method)
+        except KeyboardInterrupt:
+            self.faults.say("judging was interrupted and is left out; nothing else is.")
+
     # --- the end of a fit
 
     def flush(self) -> None:
@@ -264,6 +308,8 @@ class Watcher:
         _open.discard(self)
         # What interrupts the training is on its way to the user: nothing of ours takes its place.
         raising = None if status == "finished" else False
+        if status == "finished" and self.settings.judge is not None:
+            self._judge()
         with self.faults.harmless("closing the run", raising):
             # Flush first: until the last frame is written, the writer may still schedule a refresh.
             self.writer.flush()

@@ -34,6 +34,7 @@ class Settings:
     resume: bool = False
     loggers: Any = None
     on_error: str = "warn"
+    judge: str | None = None
     asked: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -42,6 +43,8 @@ class Settings:
             raise GradCAMError(f"every must be a number of epochs from 1 up, got {self.every!r}.")
         if self.on_error not in ("warn", "raise"):
             raise GradCAMError(f"on_error must be 'warn' or 'raise', got {self.on_error!r}.")
+        if self.judge not in (None, "end", "every"):
+            raise GradCAMError(f"judge must be 'end', 'every' or None, got {self.judge!r}.")
         if name is not None and (not name or Path(name).name != name or name in (".", "..")):
             raise GradCAMError(f"name must be the name of one folder, got {name!r}.")
         if self.show and find_spec("IPython") is None:

@@ -1,0 +1,239 @@
+"""How many shortcuts the judge names, and how many it names where there is none.
+
+    python benchmarks/shortcuts.py train --work FOLDER --data FOLDER   # trains and judges, a line per model; resumable
+    python benchmarks/shortcuts.py table --work FOLDER                 # fixes thresholds on even seeds, reports odd ones
+
+`--data`: a folder with `clothing` and `torch_home` (the photos and the pretrained SqueezeNet). A model has *fallen* for a
+signal if the signal, put on other classes' validation pictures, turns at least half of them into its class, beyond those
+taken for it anyway. It is *honest* if it was trained without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from shortcut_models import (
+    LOCAL,
+    RECIPES,
+    SIGNALS,
+    clothing,
+    fashion,
+    fish,
+    network,
+    normalised,
+    planted,
+    predicted,
+    train,
+)
+from shortcut_peers import focused_cluster, library_findings, property_score
+
+from fastai_gradcam._judge.rule import Row, Suspicion, with_verdicts
+from fastai_gradcam.judge import Rule, judge
+
+EARLY = ("transplant", "place", "border", "colour")
+FALLEN, SPARED = 0.5, 0.1
+
+
+def plan(seeds: int) -> list[tuple[str, str, int]]:
+    """Data set, signal and seed of each model: a third of them without a signal, seeds outermost."""
+    found = []
+    for seed in range(seeds):
+        for data in RECIPES:
+            marks = [s for s in SIGNALS if s != "blur" or data == "fish"]
+            found += [(data, marks[(2 * seed + k) % len(marks)], seed) for k in (0, 1)] + [(data, "none", seed)]
+    return found
+
+
+def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
+    """Train one model, judge it at each quarter and at the end, and ask the peers."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, len(data), len(signal)])
+    p = {"fish": lambda: fish(args.work), "clothing": lambda: clothing(args.data), "fashion": fashion}[data]()
+    c = int(rng.integers(len(p.names)))
+    plain, other = p.valid_x, p.valid_y != c
+    if signal != "none":
+        for x, y, masks in ((p.x, p.y, p.masks), (p.valid_x, p.valid_y, p.valid_masks)):
+            x[y == c] = planted(signal, x[y == c], rng, None if masks is None else masks[y == c])
+    order = torch.from_numpy(rng.permutation(len(p.valid_y)))[:200]
+    batches = [
+        (normalised(p.valid_x[k]), p.valid_y[k], *(() if p.valid_masks is None else (p.valid_masks[k],)))
+        for k in order.split(32)
+    ]
+    net, alarms, spent = network(data, len(p.names), args.data), [], [0.0]
+
+    def early(epoch: int) -> None:
+        # Four times in a training, by half of the images.
+        if (epoch + 1) % max(1, RECIPES[data][0] // 4):
+            return
+        began = time.process_time()
+        verdicts = judge(net, batches[: len(batches) // 2], p.names, tests=EARLY, passes=6)
+        alarms.append(
+            [{**row, **asdict(verdicts.suspicion[row["label"]])} for row in verdicts.table.to_dict("records")]
+        )
+        spent[0] += time.process_time() - began
+
+    began = time.process_time()
+    train(net, data, p.x, p.y, seed, early)
+    training = time.process_time() - began - spent[0]
+    began = time.process_time()
+    verdicts = judge(net, batches, p.names)
+    judging = time.process_time() - began
+    right = predicted(net, p.valid_x)
+    found = {
+        "data": data, "signal": signal, "seed": seed, "label": None if signal == "none" else p.names[c],
+        "accuracy": float((right == p.valid_y).float().mean()), "images": verdicts.images, "passes": verdicts.passes,
+        "seconds": {"training": training, "judging": judging, "early": spent[0]}, "classes": len(p.names),
+        "rows": verdicts.table.to_dict("records"), "pooled": verdicts.pooled.to_dict("records"), "suspicion": {k: asdict(s) for k, s in verdicts.suspicion.items()},
+        "early": alarms,
+    }  # fmt: skip
+    if signal != "none":
+        marked = planted(signal, plain[other], rng, None if p.valid_masks is None else p.valid_masks[other])
+        found["before"] = float((right[other] == c).float().mean())
+        found["turned"] = float((predicted(net, marked) == c).float().mean())
+    with tempfile.TemporaryDirectory() as folder:
+        found["findings"] = library_findings(net, p, Path(folder), seed)
+    found["clusters"] = focused_cluster(net, p)
+    found["property"] = property_score(p.x, p.y)
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    file = args.work / "models.jsonl"
+    done = {(m["data"], m["signal"], m["seed"]) for m in read(file)} if file.exists() else set()
+    for key in plan(args.seeds):
+        if key not in done:
+            found = one_model(*key, args)
+            with file.open("a") as out:
+                out.write(json.dumps(found) + "\n")
+            turned = f"turned {found['turned']:.2f}" if "turned" in found else ""
+            named = [(r["label"], r["test"]) for r in found["rows"] if r["verdict"] == "shortcut"]
+            print(*key, f"accuracy {found['accuracy']:.2f}", found["label"], turned, named, flush=True)
+
+
+# --- the table
+
+
+def read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def kind(m: dict) -> str:
+    if m["signal"] == "none":
+        return "honest"
+    gain = m["turned"] - m["before"]
+    return "fallen" if gain >= FALLEN else "spared" if gain < SPARED else "between"
+
+
+def named(m: dict, rule: Rule, rows: list[dict] | None = None, suspicion: dict | None = None) -> set[str]:
+    """The classes with a shortcut by `rule`."""
+    rows, suspicion = m["rows"] if rows is None else rows, m["suspicion"] if suspicion is None else suspicion
+    found = set()
+    for label, mine in itertools.groupby(rows, key=lambda row: row["label"]):
+        known = [Row(**{**row, "verdict": "undecided"}) for row in mine]
+        judged = with_verdicts(known, Suspicion(**suspicion[label]), rule)
+        found |= {row.label for row in judged if row.verdict == "shortcut"}
+    return found
+
+
+def first_alarm(m: dict, rule: Rule) -> float | None:
+    """The epoch after which the right class was first named, as a share of the training."""
+    for epoch, rows in enumerate(m["early"]):
+        keys = Suspicion.__dataclass_fields__
+        suspicion = {row["label"]: {k: row[k] for k in keys} for row in rows}
+        plain = [{k: v for k, v in row.items() if k not in keys} for row in rows]
+        if m["label"] in named(m, rule, plain, suspicion):
+            return (epoch + 1) / len(m["early"])
+    return None
+
+
+def fixed_rule(models: list[dict]) -> Rule:
+    """The thresholds with the most detections among those with the fewest false alarms, the strictest of equals."""
+    best, rule = None, Rule()
+    grid = itertools.product((0.15, 0.2, 0.25, 0.3), (0.3, 0.4, 0.5), (0.05, 0.1, 0.15), (1.0, 1.5, 2.0))
+    for excess, plain, low, colour in grid:
+        tried = replace(rule, excess=excess, plain=plain, low=low, colour=colour)
+        alarms = sum(bool(named(m, tried)) for m in models if kind(m) == "honest")
+        hits = sum(m["label"] in named(m, tried) for m in models if kind(m) == "fallen")
+        score = (-alarms, hits, excess, plain, low, colour)
+        if best is None or score > best:
+            best, chosen = score, tried
+    return chosen
+
+
+def interval(hits: int, n: int) -> str:
+    """Wilson's 95 % interval."""
+    if not n:
+        return "–"
+    z, share = 1.96, hits / n
+    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = ((middle + k * half) / (1 + z * z / n) for k in (-1, 1))
+    return f"{hits} of {n} ({low:.0%}–{high:.0%})"
+
+
+def table(args: argparse.Namespace) -> None:
+    models = read(args.work / "models.jsonl")
+    rule = fixed_rule([m for m in models if m["seed"] % 2 == 0])
+    shipped = Rule()
+    print(f"Thresholds fixed on even seeds: {rule}\nShipped: {'the same' if rule == shipped else shipped}\n")
+    for title, part in (
+        ("Odd seeds (reported)", [m for m in models if m["seed"] % 2]),
+        ("Even seeds (thresholds fixed here)", [m for m in models if m["seed"] % 2 == 0]),
+    ):
+        print(f"### {title}: {len(part)} models\n")
+        groups = {
+            "fallen for a local mark": [m for m in part if kind(m) == "fallen" and m["signal"] in LOCAL],
+            **{f"fallen for {s}": [m for m in part if kind(m) == "fallen" and m["signal"] == s] for s in SIGNALS},
+            "honest": [m for m in part if kind(m) == "honest"],
+            "marked, turned between 10 and 50 points": [m for m in part if kind(m) == "between"],
+            "marked, not fallen": [m for m in part if kind(m) == "spared"],
+        }
+        print("| models | judge, right class | judge, another class | findings | clusters | property score |")
+        print("|---|---|---|---|---|---|")
+        for name, group in groups.items():
+            n = len(group)
+            right = sum(m["label"] in named(m, rule) for m in group)
+            other = sum(bool(named(m, rule) - {m["label"]}) for m in group)
+            peers = [sum(bool(m[k]) for m in group) for k in ("findings", "clusters", "property")]
+            print(f"| {name} | {'' if name == 'honest' else interval(right, n)} | {interval(other, n)} | "
+                  + " | ".join(interval(k, n) for k in peers) + " |")  # fmt: skip
+        early = [first_alarm(m, rule) for m in part if kind(m) == "fallen"]
+        caught = [e for e in early if e is not None]
+        if caught:
+            print(f"\nFirst alarm with `judge=\"every\"`: median {np.median(caught):.0%} of the training, in "
+                  f"{len(caught)} of {len(early)} fallen models.")  # fmt: skip
+        false = [any(named(m, rule, *_split(rows)) for rows in m["early"]) for m in part if kind(m) == "honest"]
+        print(f"Honest models with an alarm after any epoch: {interval(sum(false), len(false))}.\n")
+    share = [m["seconds"]["judging"] / m["seconds"]["training"] for m in models]
+    print(f"Passes: at most {max(m['passes'] for m in models):.2f}. Judging took {np.median(share):.0%} of the training "
+          f"(median, processor time).")  # fmt: skip
+
+
+def _split(rows: list[dict]) -> tuple[list[dict], dict]:
+    keys = Suspicion.__dataclass_fields__
+    suspicion = {row["label"]: {k: row[k] for k in keys} for row in rows}
+    return [{k: v for k, v in row.items() if k not in keys} for row in rows], suspicion
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("--work", type=Path, required=True, help="a folder for models.jsonl and drawn pictures")
+    parser.add_argument("--data", type=Path, help="a folder with clothing/ and torch_home/")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    run(args) if args.what == "train" else table(args)
+
+
+if __name__ == "__main__":
+    main()

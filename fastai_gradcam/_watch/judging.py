@@ -1,0 +1,126 @@
+"""Judging while a model is watched: when, of how many images, and into the run; it never ends a training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .._errors import GradCAMError
+from .._run.verdicts import write_table, write_verdicts
+from ..judge import PASSES, Verdicts, judge
+from .nested import on_device_of
+from .panel import Panel
+from .tasks import CATEGORY, Task
+
+__all__ = ["BATCH", "LEAST", "MOST", "Judging", "JudgingSet", "images_for", "judged", "set_of_panel"]
+
+MOST, LEAST = 200, 48
+# At each frame, only the tests that can confirm a shortcut by themselves, and half of the passes.
+EARLY, EARLY_PASSES = ("transplant", "place", "border", "colour"), 6
+BATCH = 32
+
+
+def images_for(trained: int) -> int:
+    """How many images to judge by after a training has passed `trained` images forward and backward.
+
+    Judging passes at most a tenth as many images, by its budget of passes; but no fewer than 48, and no more than 200.
+    """
+    return min(MOST, max(LEAST, trained // (10 * PASSES)))
+
+
+@dataclass
+class JudgingSet:
+    """Images to judge by: `data()` gives batches `(x, y)` or `(x, y, masks)`, the same each time; `picture` draws one,
+    `bar()` shows the progress."""
+
+    data: Callable[[], Iterable[Any]]
+    vocab: list[str] | None
+    picture: Callable[[Tensor], Image.Image] | None = None
+    bar: Callable[[], AbstractContextManager[Callable[[float], None] | None]] = nullcontext
+
+
+def set_of_panel(panel: Panel, task: Task) -> JudgingSet:
+    """The watched images themselves. Raises `GradCAMError` for a task that cannot be judged."""
+    if len(task.heads) != 1 or task.kind != CATEGORY or not panel.y:
+        raise GradCAMError("Only a model of one class per image is judged, and the classes must be known.")
+    if not isinstance(panel.x, Tensor):
+        raise GradCAMError("A model with several inputs is not judged.")
+    x, y = panel.x, panel.y[0].reshape(len(panel), -1)
+    if y.shape[1] != 1:
+        raise GradCAMError(f"Only a model of one class per image is judged, the targets are {tuple(panel.y[0].shape)}.")
+    masks = [m for m in panel.masks if m is not None]
+    shown = torch.from_numpy(np.stack(masks)) if masks and len(masks) == len(panel) else None
+    # Images of one batch lend each other content, so they must not come class by class.
+    order = random.Random(0).sample(range(len(panel)), len(panel))
+
+    def data() -> Iterable[Any]:
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            yield (x[part], y[part, 0]) if shown is None else (x[part], y[part, 0], shown[part])
+
+    return JudgingSet(data, task.vocab)
+
+
+@dataclass
+class Judging:
+    """Judges a model into the run `path`. `say`: where a sentence for the user goes; each alarm is said once."""
+
+    path: Path
+    say: Callable[[str], None]
+    said: set[str] = field(default_factory=set)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+
+    def judge(
+        self, frame: int | None, model: nn.Module, images_of: Callable[[], JudgingSet], layer: Any, method: Any
+    ) -> None:
+        """All tests at the end (`frame` is `None`), else those that confirm by themselves; verdicts go to the run.
+
+        What cannot be judged is left out; the run keeps the reason.
+        """
+        early = {} if frame is None else {"tests": EARLY, "passes": EARLY_PASSES}
+        try:
+            images = images_of()
+            with images.bar() as bar:
+                verdicts = judged(model, images, layer, method, progress=bar, **early)
+        except GradCAMError as error:
+            write_verdicts(self.path, pd.DataFrame(), pd.DataFrame(), [{"label": "", "left_out": str(error)}], [])
+            return
+        verdicts.save(self.path, images.picture)
+        self._alarm(verdicts, frame)
+
+    def _alarm(self, verdicts: Verdicts, frame: int | None) -> None:
+        pooled = verdicts.pooled
+        rows = verdicts.shortcuts.to_dict("records") or pooled[pooled["verdict"] == "shortcut"].to_dict("records")
+        if frame is not None and rows:
+            self.alarms += [{**row, "frame": frame} for row in rows]
+            write_table(self.path, "alarms", self.alarms)
+        new = [row for row in rows if row["label"] not in self.said]
+        self.said |= {row["label"] for row in new}
+        if new:
+            first = max(new, key=lambda row: row["effect"] - row["control"])
+            others = len({row["label"] for row in new}) - 1
+            and_others = f", and {others} more class{'es' * (others > 1)}" if others else ""
+            self.say(
+                f"{repr(first['label']) if first['label'] else 'Several classes'} may rest on a shortcut (test {first['test']!r}: {first['effect']:.0%} of "
+                f"{first['images']} images, control {first['control']:.0%}){and_others}; see run.findings() and the report."
+            )
+
+
+def judged(model: nn.Module, images: JudgingSet, layer: Any, method: Any, **options: Any) -> Verdicts:
+    """The verdicts on `model`, whose inputs are moved to where it is; `options`: those of `judge`."""
+
+    def data() -> Iterable[Any]:
+        for x, *rest in images.data():
+            yield (on_device_of(model, x), *rest)
+
+    return judge(model, data, images.vocab, layer=layer, method=method, **options)

@@ -1,0 +1,174 @@
+"""Judging a learner: `learn.gradcam_judge()`, and `judge=` of the callback and of `Watch`, with all promises of watching."""
+
+import warnings
+
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.torch_core import set_seed
+from fastcore.imports import noop
+from test_judge import NAMES, Filters, pictures
+from torch import nn
+from training import differences, left_by, state_around
+
+import fastai_gradcam._watch.judging as judging
+from fastai_gradcam import GradCAMCallback, GradCAMError, Run, Watch
+from fastai_gradcam._watch.judging import images_for
+from fastai_gradcam.judge import COLUMNS, PASSES
+
+
+def learner(path, network=None, extra="stamp", n=72, cbs=None, loss=None):
+    "A learner whose network is right from the start, and stays so with the small steps of these tests."
+    x, y, _ = (torch.cat(part) for part in zip(*pictures(extra, n), strict=True))
+    items = [(one, int(label)) for one, label in zip(x, y, strict=True)]
+    if isinstance(loss, BCEWithLogitsLossFlat):
+        items = [(one, torch.eye(3)[label]) for one, label in items]
+    set_seed(3)
+    dls = DataLoaders.from_dsets(items[:24], items, bs=8, num_workers=0, device=torch.device("cpu"))
+    dls.vocab = NAMES
+    learn = Learner(dls, network or Filters("magenta"), loss_func=loss or CrossEntropyLossFlat(), path=path, metrics=[])
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
+    learn.logger = noop
+    return learn.add_cbs(cbs)
+
+
+def callback(path, **settings):
+    return GradCAMCallback(n=3, path=path, name="run", **settings)
+
+
+def test_a_learner_is_judged_by_its_validation_images(tmp_path):
+    table = learner(tmp_path).gradcam_judge()
+    assert tuple(table.columns) == COLUMNS
+    named = table[table["verdict"] == "shortcut"]
+    assert set(named["label"]) == {"rows"} and {"transplant", "keep"} <= set(named["test"])
+    verdicts = table.attrs["verdicts"]
+    assert verdicts.images == 72 and verdicts.passes <= PASSES
+
+
+def test_a_learner_with_a_progress_bar_shows_one_for_judging_and_ends_it(tmp_path, capsys):
+    learn = learner(tmp_path, cbs=ProgressCallback())
+    learn.gradcam_judge(n=24, tests=["transplant"])
+    with learn.no_bar():
+        learn.gradcam_judge(n=24, tests=["transplant"])
+    assert "judging" in capsys.readouterr().out
+
+
+def test_judging_a_learner_changes_nothing_about_it(tmp_path):
+    learn = learner(tmp_path)
+    learn.model.train()
+    before = state_around(learn.model) | {"loaders": [dl.rng.getstate() for dl in learn.dls.loaders]}
+    learn.gradcam_judge(n=30)
+    assert (
+        differences(before, state_around(learn.model) | {"loaders": [dl.rng.getstate() for dl in learn.dls.loaders]})
+        == []
+    )
+
+
+def test_a_set_smaller_than_asked_and_classes_left_out_are_said_in_a_sentence(tmp_path):
+    with pytest.warns(UserWarning, match="The judging set has 24 images"):
+        learner(tmp_path, n=24).gradcam_judge()
+    with pytest.warns(UserWarning, match="'rows' is not judged"):
+        learner(tmp_path, Filters(), extra=None, n=6).gradcam_judge()
+
+
+@pytest.mark.parametrize("loss", [BCEWithLogitsLossFlat(), nn.MSELoss()])
+def test_labels_and_regressions_are_refused_with_a_sentence(tmp_path, loss):
+    learn = learner(tmp_path, loss=loss)
+    if isinstance(loss, nn.MSELoss):
+        del learn.dls.vocab
+    with pytest.raises(GradCAMError, match="one class per image"):
+        learn.gradcam_judge()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    "What a training without a callback leaves behind."
+    learn = learner(tmp_path_factory.mktemp("plain"))
+    learn.fit(2, 1e-5)
+    return left_by(learn)
+
+
+@pytest.mark.parametrize("judge", ["end", "every"])
+def test_a_training_that_is_judged_is_the_same_to_the_last_bit_and_has_verdicts_and_loud_findings(
+    plain, tmp_path, judge
+):
+    learn = learner(tmp_path)
+    with pytest.warns(UserWarning, match="'rows' may rest on a shortcut") as said:
+        learn.fit(2, 1e-5, cbs=callback(tmp_path, judge=judge))
+    assert sum("shortcut" in str(w.message) for w in said) == 1, "an alarm is said once"
+    assert differences(plain, left_by(learn)) == []
+    run = Run(tmp_path / "run")
+    assert set(run.verdicts["label"]) == set(NAMES) and run.status == "finished"
+    found = run.findings()
+    loud = found[found["severity"] >= 0.5]
+    assert list(loud["kind"]) == ["confirmed"] and loud["label"].iloc[0] == "rows"
+    assert "turned 100 % of them into rows" in loud["text"].iloc[0]
+    assert list((run.path / "patches").glob("*.png"))
+    alarms = run.path / "patches" / "alarms.csv"
+    assert alarms.exists() == (judge == "every")
+    if judge == "every":
+        assert pd.read_csv(alarms)["frame"].min() == 1, "the first frame of the training did not raise the alarm"
+
+
+def test_without_judging_no_finding_is_loud(tmp_path):
+    learn = learner(tmp_path)
+    learn.fit(1, 1e-5, cbs=callback(tmp_path, judge=None))
+    run = Run(tmp_path / "run")
+    assert run.verdicts.empty and not (run.path / "patches").exists()
+    assert (run.findings()["severity"] < 0.5).all()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of luck")])
+def test_ctrl_c_and_failures_end_the_judging_and_nothing_else(plain, tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(judging, "judged", fail)
+    learn = learner(tmp_path)
+    with pytest.warns(UserWarning, match="judging was interrupted|judging failed.*out of luck"):
+        learn.fit(2, 1e-5, cbs=callback(tmp_path))
+    assert differences(plain, left_by(learn)) == []
+    run = Run(tmp_path / "run")
+    assert run.status == "finished" and len(run.frames) == 3 and (run.path / "report.html").exists()
+
+
+def test_a_training_that_cannot_be_judged_goes_on_and_the_run_keeps_the_reason(tmp_path):
+    learn = learner(tmp_path, loss=BCEWithLogitsLossFlat())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn.fit(1, 1e-5, cbs=callback(tmp_path, target="pred"))
+    left_out = pd.read_csv(tmp_path / "run" / "patches" / "classes.csv")["left_out"]
+    assert "one class per image" in left_out[0] and Run(tmp_path / "run").verdicts.empty
+
+
+def test_judging_passes_at_most_a_tenth_of_what_the_training_passed_but_no_fewer_than_48_images_and_no_more_than_200():
+    assert [images_for(n) for n in (0, 5_000, 12_000, 10**6)] == [48, 48, 100, 200]
+    assert all(images_for(n) * PASSES <= n / 10 for n in range(6000, 24_000, 371))
+
+
+def test_watch_judges_its_own_images_in_a_plain_loop(tmp_path):
+    x, y, masks = (torch.cat(part) for part in zip(*pictures("stamp", 48), strict=True))
+    network = Filters("magenta")
+    with pytest.warns(UserWarning, match="may rest on a shortcut"):
+        with Watch(
+            network,
+            x,
+            labels=y.tolist(),
+            vocab=NAMES,
+            masks=list(masks.numpy()),
+            path=tmp_path,
+            name="run",
+            judge="end",
+        ) as watch:
+            watch(0)
+    verdicts = watch.run.verdicts
+    assert "swap" in set(verdicts["test"]) and "rows" in set(verdicts[verdicts["verdict"] == "shortcut"]["label"])
+
+
+def test_a_time_that_is_none_is_refused(tmp_path):
+    with pytest.raises(GradCAMError, match="'end', 'every' or None"):
+        GradCAMCallback(judge="always")
