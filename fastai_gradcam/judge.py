@@ -78,7 +78,7 @@ class Verdicts:
         """
         confirmed = self.shortcuts
         pairs = list(zip(confirmed["label"], confirmed["test"], strict=True))
-        return pictures_of(pairs, self.outcomes, self.names, picture)
+        return [Picture(*found) for found in pictures_of(pairs, self.outcomes, self.names, picture)]
 
     def save(self, path: str | Path, picture: Callable[[Tensor], Image.Image] | None = None) -> None:
         """Write `verdicts.csv` and `patches/` into the run folder `path`, where `Run(path).verdicts` reads them."""

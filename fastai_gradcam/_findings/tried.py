@@ -24,9 +24,9 @@ _SAYS = {
     "keep": "the patch where {its} map is hottest ({area} of the picture), put in its place on {n} images of other "
     "classes, turned {effect} of them into {c}; other patches of the same images turned {control}",
     "place": "the {place} of {its} images, put in its place on {n} images of other classes, turned {effect} of them into "
-    "{c}; another part of the picture of the same size turned {control}",
-    "border": "the border of {its} images, put on {n} images of other classes, turned {effect} of them into {c}; a part of "
-    "the centre of the same size turned {control}",
+    "{c}; the same corner of a third class turned {control}",
+    "border": "the border of {its} images, put on {n} images of other classes, turned {effect} of them into {c}; that "
+    "of a third class turned {control}",
     "colour": "the mean and the contrast of {its} colours, given to {n} images of other classes, turned {effect} of them "
     "into {c}; those of a third class turned {control}",
     "blur": "blurring the background of {n} images of other classes turned {effect} of them into {c}; blurring their "

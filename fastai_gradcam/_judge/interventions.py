@@ -112,13 +112,13 @@ def pasted(x: Tensor, at: Tensor, source: Tensor, start: Tensor, side: tuple[int
 
 @_intervention("place", PUT, 1)
 def place(p: Pairs) -> tuple[Tensor, Tensor]:
-    """The corner where the class looks most, put on others at its place; control: the corner where it looks least."""
-    return where(p.region, p.partner, p.x), where(p.opposite, p.partner, p.x)
+    """The corner where the class looks most, put on others at its place; control: the same corner of a third class."""
+    return where(p.region, p.partner, p.x), where(p.region, p.other, p.x)
 
 
 @_intervention("border", PUT, 1, region="border")
 def border(p: Pairs) -> tuple[Tensor, Tensor]:
-    """The border of the class's images, put on others; control: a block of their centre, of the same area."""
+    """The border of the class's images, put on others; control: the border of a third class."""
     return place(p)
 
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .._run.verdicts import Picture
 from .rule import Suspicion
 from .trials import Outcomes
 
@@ -32,8 +31,9 @@ def pictures_of(
     outcomes: Outcomes,
     names: Sequence[str],
     picture: Callable[[Tensor], Image.Image] | None = None,
-) -> list[Picture]:
-    """The patches of each class among `shortcuts`, and the images before and after each of its tests.
+) -> list[tuple[str, str, Image.Image, str]]:
+    """Label, test, image and caption: the patches of each class among `shortcuts` (test ""), and the images before and
+    after each of its tests.
 
     `picture`: an input `(C, H, W)` as an image; default: its values stretched over their range.
     """
@@ -41,13 +41,13 @@ def pictures_of(
     for label in dict.fromkeys(label for label, _ in shortcuts):
         patches = outcomes.patches.get(names.index(label), [])
         if patches:
-            found.append(Picture(label, "", _rows([[draw(p) for p in patches]]), "the hottest patches"))
+            found.append((label, "", _rows([[draw(p) for p in patches]]), "the hottest patches"))
     for label, test in shortcuts:
         shown = outcomes.shown.get((names.index(label), test), [])
         if shown:
             rows = [[draw(s.before) for s in shown], [draw(s.after) for s in shown]]
             caption = "; ".join(f"{names[s.was]} became {names[s.became]}" for s in shown)
-            found.append(Picture(label, test, _rows(rows), caption))
+            found.append((label, test, _rows(rows), caption))
     return found
 
 
