@@ -74,7 +74,7 @@ def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> di
         if (epoch + 1) % max(1, RECIPES[data][0] // 4):
             return
         began = time.process_time()
-        verdicts = judge(net, batches[: len(batches) // 2], p.names, tests=EARLY, passes=6)
+        verdicts = judge(net, batches[: len(batches) // 2], p.names, tests=EARLY)
         alarms.append(
             [{**row, **asdict(verdicts.suspicion[row["label"]])} for row in verdicts.table.to_dict("records")]
         )
@@ -146,28 +146,29 @@ def named(m: dict, rule: Rule, rows: list[dict] | None = None, suspicion: dict |
 
 
 def first_alarm(m: dict, rule: Rule) -> float | None:
-    """The epoch after which the right class was first named, as a share of the training."""
-    for epoch, rows in enumerate(m["early"]):
-        keys = Suspicion.__dataclass_fields__
-        suspicion = {row["label"]: {k: row[k] for k in keys} for row in rows}
-        plain = [{k: v for k, v in row.items() if k not in keys} for row in rows]
-        if m["label"] in named(m, rule, plain, suspicion):
-            return (epoch + 1) / len(m["early"])
-    return None
+    """When the right class was first named by two judgements in succession, as a share of the training."""
+    return next(((k + 2) / len(m["early"]) for k, found in enumerate(alarms(m, rule)) if m["label"] in found), None)
+
+
+def alarms(m: dict, rule: Rule) -> list[set[str]]:
+    """The classes named by two judgements in succession, from the second one on."""
+    each = [named(m, rule, *_split(rows)) for rows in m["early"]]
+    return [a & b for a, b in itertools.pairwise(each)]
 
 
 def fixed_rule(models: list[dict]) -> Rule:
-    """The thresholds with the most detections among those with the fewest false alarms, the strictest of equals."""
-    best, rule = None, Rule()
+    """The thresholds with the most detections among those with the fewest false alarms; of equals, the middle one."""
     grid = itertools.product((0.15, 0.2, 0.25, 0.3), (0.3, 0.4, 0.5), (0.05, 0.1, 0.15), (1.0, 1.5, 2.0))
-    for excess, plain, low, colour in grid:
-        tried = replace(rule, excess=excess, plain=plain, low=low, colour=colour)
-        alarms = sum(bool(named(m, tried)) for m in models if kind(m) == "honest")
-        hits = sum(m["label"] in named(m, tried) for m in models if kind(m) == "fallen")
-        score = (-alarms, hits, excess, plain, low, colour)
-        if best is None or score > best:
-            best, chosen = score, tried
-    return chosen
+    scored = []
+    for values in grid:
+        rule = replace(Rule(), **dict(zip(("excess", "plain", "low", "colour"), values, strict=True)))
+        false = sum(bool(named(m, rule)) for m in models if kind(m) == "honest")
+        hits = sum(m["label"] in named(m, rule) for m in models if kind(m) == "fallen")
+        scored.append(((-false, hits), values, rule))
+    best = max(score for score, _, _ in scored)
+    tied = [(np.array(values), rule) for score, values, rule in scored if score == best]
+    middle = np.mean([values for values, _ in tied], axis=0)
+    return min(tied, key=lambda pair: float(np.abs((pair[0] - middle) / middle).sum()))[1]
 
 
 def interval(hits: int, n: int) -> str:
@@ -211,7 +212,7 @@ def table(args: argparse.Namespace) -> None:
         if caught:
             print(f"\nFirst alarm with `judge=\"every\"`: median {np.median(caught):.0%} of the training, in "
                   f"{len(caught)} of {len(early)} fallen models.")  # fmt: skip
-        false = [any(named(m, rule, *_split(rows)) for rows in m["early"]) for m in part if kind(m) == "honest"]
+        false = [any(alarms(m, rule)) for m in part if kind(m) == "honest"]
         print(f"Honest models with an alarm after any epoch: {interval(sum(false), len(false))}.\n")
     share = [m["seconds"]["judging"] / m["seconds"]["training"] for m in models]
     print(f"Passes: at most {max(m['passes'] for m in models):.2f}. Judging took {np.median(share):.0%} of the training "
