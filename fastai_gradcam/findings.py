@@ -18,11 +18,23 @@ from ._run.files import warn
 from ._run.reader import RunFiles
 from ._run.verdicts import read_table
 
-__all__ = ["COLUMNS", "KINDS", "TITLES", "Thresholds", "checks", "checks_in_words", "findings", "findings_of"]
+__all__ = [
+    "COLUMNS",
+    "KINDS",
+    "TITLES",
+    "TRIED_TITLES",
+    "Thresholds",
+    "checks",
+    "checks_in_words",
+    "findings",
+    "findings_of",
+]
 
 # Each kind with the range of its severity, and with its title.
 KINDS = {kind.name: (kind.low, kind.high) for kind in kinds.values()} | {"confirmed": (LOW, HIGH)}
-TITLES = {kind.name: kind.title for kind in kinds.values()} | {"confirmed": TITLE}
+TITLES = {kind.name: kind.title for kind in kinds.values()}
+# Found by changing images, not in a history.
+TRIED_TITLES = {"confirmed": TITLE}
 
 DEFAULTS = Thresholds()
 

@@ -17,7 +17,7 @@ from .._run.files import image_bytes, stamp_of, write_whole
 from .._run.reader import RunFiles
 from .._run.schema import FrameEntry, PanelItem, grid_file
 from .._run.words import frame_name
-from ..findings import TITLES, Thresholds, checks, checks_in_words, findings_of
+from ..findings import TITLES, TRIED_TITLES, Thresholds, checks, checks_in_words, findings_of
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, colormap
 from .history import history_of
 from .mailed import as_text, by_name, in_words, mailed
@@ -75,7 +75,8 @@ def _html(data: dict[str, Any], grid: dict[str, Any] | None) -> str:
         title=_text(data["info"]["name"]),
         grid=grid,
         findings=[
-            {"title": TITLES.get(f["kind"], f["kind"]), "text": _text(f["text"])} for f in data["findings"] or ()
+            {"title": (TITLES | TRIED_TITLES).get(f["kind"], f["kind"]), "text": _text(f["text"])}
+            for f in data["findings"] or ()
         ],
         checked=data["checked"],
         style=Markup(style),
@@ -126,7 +127,7 @@ def _data(run: RunFiles, thresholds: Thresholds | None, pictures: Pictures) -> d
         "history": history,
         "findings": findings,
         "checked": checked,
-        "titles": TITLES,
+        "titles": TITLES | TRIED_TITLES,
         "notes": [mailed(note, run.path) for note in notes],
         "cmaps": {name: base64(colormap(name).tobytes()) for name in dict.fromkeys((*CMAPS, DEFAULT_CMAP))},
         "defaults": {"cmap": DEFAULT_CMAP, "alpha": DEFAULT_ALPHA},
