@@ -1,0 +1,106 @@
+"""`Trained`: what the callbacks of all trainers share; an adapter adds only when, and of which data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import nn
+
+from ..run import Run
+from .core import Subject, Watcher
+from .dataset import Asked, Source, make_panel
+from .faults import Faults
+from .settings import Settings
+
+__all__ = ["Trained"]
+
+_OF_THE_PANEL = ("n", "items", "seed", "masks", "vocab", "mean", "std", "inputs", "loss_func")
+
+
+class Trained:
+    """A training that is watched: a run that begins with it, a frame when an epoch is over, an end.
+
+    `who`: the name that warnings begin with. `asked`: the callback's settings. Raises `GradCAMError` for one that is
+    wrong in itself.
+    """
+
+    def __init__(self, who: str, asked: dict[str, Any]) -> None:
+        self._who, self._given = who, {k: v for k, v in asked.items() if k != "self" and not k.startswith("__")}
+        of_the_panel = {k: v for k, v in self._given.items() if k in _OF_THE_PANEL}
+        others = {k: v for k, v in self._given.items() if k not in _OF_THE_PANEL}
+        self._asked = Asked(**of_the_panel)
+        self._settings = Settings(**others, asked=self._given)
+        self._watcher: Watcher | None = None
+        self._due: tuple[int, dict[str, float | None]] | None = None
+        self._open = False
+
+    # Callbacks are copied to other processes: settings go along, the run and its open files do not.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"who": self._who, "asked": self._given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, **state)
+
+    @property
+    def run(self) -> Run | None:
+        "The `Run` that frames go to; `None` before the first training, and in all processes but the first."
+        return self._watcher.run if self._watcher is not None else None
+
+    def begin(self, model: nn.Module, folder: str | Path, source: Callable[[], Source]) -> None:
+        """A training begins: a run in `folder/"gradcam"`, or the next part of the run that `model` has already.
+
+        Raises `GradCAMError` where a setting does not fit.
+        """
+        if self._open:
+            self.close("interrupted")
+        if self._watcher is None or self._watcher.subject.owner() is not model:
+            self._watcher = None
+            subject = Subject(ref(model), lambda: model, lambda: self._asked.loss_func, arch=type(model).__name__)
+            watcher = Watcher(subject, self._settings, Faults(self._who, self._settings.on_error == "raise"))
+            path = self._settings.path
+            place = Path(path) if path is not None else Path(folder) / "gradcam"
+            watcher.begin(place, lambda: make_panel(source(), self._asked, model))
+            self._watcher = watcher
+        self._due, self._open = None, True
+        self._watcher.start()
+
+    def over(self, epoch: int, metrics: Mapping[str, Any]) -> None:
+        "An epoch is over: a frame, if it is one of every so many; the last has one in any case."
+        if not self._open:
+            return
+        self._due = (epoch, {str(k): n for k, v in metrics.items() if (n := _number(v)) is not None})
+        if (epoch + 1) % self._settings.every == 0:
+            self._take()
+
+    def flush(self) -> None:
+        "Wait until every frame taken so far is on the disk."
+        if self._watcher is not None:
+            self._watcher.flush()
+
+    def close(self, status: str) -> None:
+        "The training is over: the last frame, the report and the pictures."
+        if not self._open or self._watcher is None:
+            return
+        self._open = False
+        if status == "finished":
+            self._take()
+        self._watcher.close(status)
+
+    def _take(self) -> None:
+        if self._due is not None and self._watcher is not None:
+            due, self._due = self._due, None
+            self._watcher.take(*due)
+
+
+def _number(value: Any) -> float | None:
+    "A metric as JSON has it, which has no NaN; `None` for what is no single number."
+    try:
+        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return number if math.isfinite(number) else None
