@@ -1,4 +1,4 @@
-"""Trains again and again in processes that are killed by SIGKILL, each at another moment. Run by test_faults.py.
+"""Trains again and again in processes that are killed by SIGKILL, each at another moment. Run by test_loops_faults.py.
 
 A moment is a number of steps of the file system: so many have been taken, some inside of a write, when the process
 kills itself. That covers the narrow places between two writes, which a clock would miss, on any machine.
@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from training import tiny_learner
-
-from fastai_gradcam import GradCAMCallback
+from loops import LOOPS
 
 
 def killing_itself(moment):
@@ -38,7 +36,7 @@ def killing_itself(moment):
     Path.write_bytes, os.replace = write_slowly, replace_slowly
 
 
-def main(images, out, count):
+def main(who, out, count):
     torch.set_num_threads(1)  # forked below, which threads do not survive
     rng = random.Random(3)
     # Some in the first writes, before there is a run; the others spread over the frames, four writes each.
@@ -47,12 +45,12 @@ def main(images, out, count):
         child = os.fork()
         if not child:
             killing_itself(moment)
-            tiny_learner(images, Path(out) / f"killed-{k}", cbs=GradCAMCallback(n=2, name="night")).fit(8)
+            LOOPS[who](Path(out) / f"killed-{k}", {"n": 2, "name": "night"}, epochs=8)
             os._exit(3)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"moment {moment}: {status}"
-        print(moment)
+        print("moment", moment, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
