@@ -113,7 +113,9 @@ class GradCAMCallback(Callback):
         fresh = {k: v for k, v in now.items() if v is not self._before.get(k) and not k.endswith("_step")}
         self._before = now
         # What is logged for steps and epochs is there twice.
-        self._training.over(epoch, {k: v for k, v in fresh.items() if k.removesuffix("_epoch") not in fresh.keys() - {k}})
+        self._training.over(
+            epoch, {k: v for k, v in fresh.items() if k.removesuffix("_epoch") not in fresh.keys() - {k}}
+        )
 
 
 def _source(trainer: Trainer, module: LightningModule) -> Source:

@@ -97,7 +97,9 @@ class GradCAMCallback(TrainerCallback):
         if state.is_world_process_zero:
             self._training.begin(model, args.output_dir or ".", lambda: _source(trainer, model))
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # `state.epoch` counts the part of an epoch, too, at which `max_steps` may end it.
         self._ended = max(math.ceil((state.epoch or 0) - 1e-6) - 1, 0)
 
@@ -114,7 +116,9 @@ class GradCAMCallback(TrainerCallback):
     ) -> None:
         self._over()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.end("finished")
 
     def end(self, status: str) -> None:
@@ -132,7 +136,9 @@ class GradCAMCallback(TrainerCallback):
 
 def _source(trainer: Trainer | None, model: nn.Module) -> Source:
     if trainer is None:
-        raise GradCAMError("This callback watches transformers.Trainer.train(): give it to a Trainer with callbacks=[…].")
+        raise GradCAMError(
+            "This callback watches transformers.Trainer.train(): give it to a Trainer with callbacks=[…]."
+        )
     dataset = trainer.eval_dataset
     if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
         dataset = next(iter(dataset.values()), None)

@@ -104,7 +104,9 @@ class How:
         found |= {f"grad {k}": None if p.grad is None else p.grad.clone() for k, p in net.named_parameters()}
         own = net.head[3] if self.own_state else None
         found["own state"] = own and (own.calls[0], own.rng.getstate())
-        return found | flat("metrics", metrics) | {f"reads {i}": (d.reads, d.rng.getstate()) for i, d in enumerate(data)}
+        return (
+            found | flat("metrics", metrics) | {f"reads {i}": (d.reads, d.rng.getstate()) for i, d in enumerate(data)}
+        )
 
 
 def plain(path, watch=None, **how):
@@ -202,13 +204,13 @@ def lightning(path, watch=None, **how):
             return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
 
     class Before(Callback):
-        seen = []
+        seen = ()
 
         def on_train_epoch_start(self, trainer, module):
             how.before(trainer.current_epoch, watching, module)
 
         def on_validation_end(self, trainer, module):
-            self.seen = [*self.seen, {k: float(v) for k, v in trainer.callback_metrics.items()}]
+            self.seen = (*self.seen, {k: float(v) for k, v in trainer.callback_metrics.items()})
 
     module, before = Module(), Before()
     watching = None if watch is None else GradCAMCallback(**{"n": 4, **watch})
@@ -286,7 +288,7 @@ class quiet(warnings.catch_warnings):
     def __enter__(self):
         log = super().__enter__()
         for module in ("lightning", "transformers", "accelerate", "torch"):
-            warnings.filterwarnings("ignore", module=rf"{module}\.", message="(?!GradCAMCallback|Watch)")
+            warnings.filterwarnings("ignore", module=rf"{module}\.", message="(?!GradCAMCallback|Watch|The panel)")
         return log
 
 
@@ -295,7 +297,9 @@ def heard(train):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         result = train()
-    return result, [str(w.message) for w in said if str(w.message).startswith(("GradCAMCallback", "Watch"))]
+    return result, [
+        str(w.message) for w in said if str(w.message).startswith(("GradCAMCallback", "Watch", "The panel"))
+    ]
 
 
 def run_of(watching) -> Run:
