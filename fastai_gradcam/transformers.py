@@ -182,7 +182,7 @@ def _watch_trainings() -> None:
                 callback._trainer = None
 
     vars(watched)["_watched_for_gradcam"] = True
-    Trainer.train = watched
+    type.__setattr__(Trainer, "train", watched)
 
 
 _watch_trainings()

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from processes import environment
 
+from fastai_gradcam import Run
+
 # Trainings, and networks of their real size.
 pytestmark = pytest.mark.slow
 
@@ -64,3 +66,24 @@ def test_the_fashion_example_explains_three_convolutions(example, tmp_path):
     accuracy = int(out.split("test images: ")[1].split("%")[0])
     assert accuracy > 65
     assert Image.open(tmp_path / "fashion-mnist.png").height > 500
+
+
+def test_a_loop_of_ones_own_is_watched(example, tmp_path):
+    if not FASHION.is_dir():
+        reason = "needs the four Fashion-MNIST files (Debian's dataset-fashion-mnist)"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    out = example("plain_pytorch.py", "--data", FASHION, "--epochs", 2)
+    assert int(out.split("epoch 1: accuracy on 2,000 test images: ")[1].split("%")[0]) > 65
+    run = Run(next((tmp_path / "fashion-mnist-runs").iterdir()))
+    assert [f["status"] for f in run.frames] == ["ok"] * 3 and (run.path / "report.html").exists()
+    assert [p["label"] for p in run.panel] == run.vocab
+
+
+@pytest.mark.parametrize("trainer", ["lightning", "transformers"])
+def test_the_fish_are_watched_in_other_trainers(trainer, example, tmp_path):
+    pytest.importorskip(trainer)
+    out = example(f"{trainer}_fish.py", "--epochs", 1, "--size", 48, "--per-species", 5)
+    assert "report.html" in out
+    run = Run(next((tmp_path / f"{trainer}-fish" / "gradcam").iterdir()))
+    assert [f["status"] for f in run.frames] == ["ok"] * 2 and run.status == "finished"
+    assert "Trout" in run.vocab and {"accuracy", "eval_accuracy"} & run.frames[1]["metrics"].keys()

@@ -188,7 +188,7 @@ def _names(dataset: Any) -> Sequence[Any] | None:
     while dataset is not None:
         features = getattr(dataset, "features", None)
         if isinstance(features, Mapping):
-            return next((f.names for k in _LABELS if hasattr(f := features.get(k), "names")), None)
+            return next((n for k in _LABELS if (n := getattr(features.get(k), "names", None))), None)
         classes = getattr(dataset, "classes", None)
         if isinstance(classes, (list, tuple)) and classes:
             return classes
