@@ -34,6 +34,8 @@ PAGES = [
         CAM CAMList""".split(),
     ),
     ("In your own loop", "watch", ["Watch"]),
+    ("In Lightning", "lightning", ["GradCAMCallback"]),
+    ("In transformers", "transformers", ["GradCAMCallback"]),
     ("Plain PyTorch", "cam", ["gradcam", "CAMs"]),
     ("Hooks", "hooks", ["Hook", "HookBwd"]),
     ("Targets", "targets", ["contrast", "segment"]),
