@@ -1,10 +1,11 @@
 """How many shortcuts the judge names, and how many it names where there is none.
 
     python benchmarks/shortcuts.py train --work FOLDER --data FOLDER   # trains and judges, a line per model; resumable
-    python benchmarks/shortcuts.py table --work FOLDER                 # fixes thresholds on even seeds, reports odd ones
+    python benchmarks/shortcuts.py table --work FOLDER          # fixes thresholds on even seeds, reports odd ones
 
-`--data`: a folder with `clothing` and `torch_home` (the photos and the pretrained SqueezeNet). A model has *fallen* for a
-signal if the signal, put on other classes' validation pictures, turns at least half of them into its class, beyond those
+`--data`: a folder with `clothing` and `torch_home` (photos and the pretrained SqueezeNet). A model has *fallen* for a
+signal if the signal, put on other classes' validation pictures, turns at least half of them into its class, beyond
+those
 taken for it anyway. It is *honest* if it was trained without one.
 """
 
@@ -91,7 +92,9 @@ def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> di
         "data": data, "signal": signal, "seed": seed, "label": None if signal == "none" else p.names[c],
         "accuracy": float((right == p.valid_y).float().mean()), "images": verdicts.images, "passes": verdicts.passes,
         "seconds": {"training": training, "judging": judging, "early": spent[0]}, "classes": len(p.names),
-        "rows": verdicts.table.to_dict("records"), "pooled": verdicts.pooled.to_dict("records"), "suspicion": {k: asdict(s) for k, s in verdicts.suspicion.items()},
+        "rows": verdicts.table.to_dict("records"),
+        "pooled": verdicts.pooled.to_dict("records"),
+        "suspicion": {k: asdict(s) for k, s in verdicts.suspicion.items()},
         "early": alarms,
     }  # fmt: skip
     if signal != "none":
@@ -215,7 +218,8 @@ def table(args: argparse.Namespace) -> None:
         false = [any(alarms(m, rule)) for m in part if kind(m) == "honest"]
         print(f"Honest models with an alarm after any epoch: {interval(sum(false), len(false))}.\n")
     share = [m["seconds"]["judging"] / m["seconds"]["training"] for m in models]
-    print(f"Passes: at most {max(m['passes'] for m in models):.2f}. Judging took {np.median(share):.0%} of the training "
+    print(f"Passes: at most {max(m['passes'] for m in models):.2f}.")
+    print(f"Judging took {np.median(share):.0%} of the training "
           f"(median, processor time).")  # fmt: skip
 
 

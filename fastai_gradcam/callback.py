@@ -53,8 +53,7 @@ class GradCAMCallback(Callback):
       A name that exists is refused unless `resume=True`, which goes on with that run.
     - `show`: show each grid under the progress table (default: in a notebook).
     - `loggers`: callables `(run, frame)`, called after each frame with the `Run` and the frame's entry in it, such as
-      those of `fastai_gradcam.loggers`. fastai's own `TensorBoardCallback` and `WandbCallback` get frames
-      automatically.
+      those of `fastai_gradcam.loggers`. fastai's own `TensorBoardCallback` and `WandbCallback` get frames anyway.
     - `judge`: when images are changed on purpose to learn what each class depends on: `"end"` (of each fit), `"every"`
       (at each frame, too, for an early alarm) or `None`. Verdicts are in `run.verdicts`, and what they confirm is in
       `run.findings()`.

@@ -129,7 +129,7 @@ def judge(
     layers = None if layer is None else [name for name, _ in named_layers(unwrap(model), layer)]
     total = _Progress(progress, passes)
     with torch.inference_mode(False), undisturbed():
-        # Its own weights: a network that writes into its parameters in its forward pass must not write into the model's.
+        # Its own weights: a network that writes into its parameters in its forward pass must not reach the model's.
         net = shadow(unwrap(model), own_weights=True)
 
         def ask(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Judging a learner: `learn.gradcam_judge()`, and `judge=` of the callback and of `Watch`, with all promises of watching."""
+"""Judging a learner: `learn.gradcam_judge()`, and `judge=` of the callback and of `Watch`, with all promises."""
 
 import warnings
 

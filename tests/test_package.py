@@ -102,8 +102,8 @@ for module in pkgutil.walk_packages(fastai_gradcam.__path__, "fastai_gradcam."):
 
 
 def test_every_module_is_imported_where_only_what_is_required_is_installed():
-    extras = """accelerate captum pytorch_grad_cam torchcam timm playwright tensorboard wandb nbclient nbformat ipykernel
-    IPython lightning transformers"""
+    extras = """accelerate captum pytorch_grad_cam torchcam timm playwright tensorboard wandb nbclient nbformat
+    ipykernel IPython lightning transformers"""
     done = python("-c", ALONE, *extras.split())
     assert done.returncode == 0, done.stderr
     assert {"fastai_gradcam.callback", "fastai_gradcam.cli", "fastai_gradcam._cli.train"} <= set(done.stdout.split())

@@ -116,7 +116,7 @@ def gradcam_judge(
     - `layer`, `method`: of the maps that say where a patch is cut, as in `learn.gradcam`; `masks`: as in
       `GradCAMCallback`. Of a learner that was watched, its callback's by default.
 
-    Columns: `label, test, images, effect, control, low, high, verdict`; see `fastai_gradcam.judge.Verdicts`, which is in
+    Columns: `label, test, images, effect, control, low, high, verdict`; see `fastai_gradcam.judge.Verdicts`, in
     the table's `.attrs["verdicts"]`. The verdicts are kept in the run of `learn.grad_cam`, too, if there is one.
     Nothing about the learner changes. Raises `GradCAMError` for a learner that cannot be judged: several labels, a
     regression, a segmentation, several inputs.

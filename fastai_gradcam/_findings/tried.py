@@ -19,16 +19,16 @@ HINT = 0.49
 
 # What was done, what came of it, and the control; `{n}` images of other classes, `{c}` the class.
 _SAYS = {
-    "transplant": "the patch where {its} map is hottest ({area} of the picture), pasted into {n} images of other classes, "
-    "turned {effect} of them into {c}; other patches of the same images turned {control}",
+    "transplant": "the patch where {its} map is hottest ({area} of the picture), pasted into {n} images of other "
+    "classes, turned {effect} of them into {c}; other patches of the same images turned {control}",
     "keep": "the patch where {its} map is hottest ({area} of the picture), put in its place on {n} images of other "
     "classes, turned {effect} of them into {c}; other patches of the same images turned {control}",
-    "place": "the {place} of {its} images, put in its place on {n} images of other classes, turned {effect} of them into "
-    "{c}; the same corner of a third class turned {control}",
+    "place": "the {place} of {its} images, put in its place on {n} images of other classes, turned {effect} of them "
+    "into {c}; the same corner of a third class turned {control}",
     "border": "the border of {its} images, put on {n} images of other classes, turned {effect} of them into {c}; that "
     "of a third class turned {control}",
-    "colour": "the mean and the contrast of {its} colours, given to {n} images of other classes, turned {effect} of them "
-    "into {c}; those of a third class turned {control}",
+    "colour": "the mean and the contrast of {its} colours, given to {n} images of other classes, turned {effect} of "
+    "them into {c}; those of a third class turned {control}",
     "blur": "blurring the background of {n} images of other classes turned {effect} of them into {c}; blurring their "
     "object turned {control}",
     "swap": "{its} background, put behind the object of {n} images of other classes, turned {effect} of them into {c}; "
@@ -46,7 +46,8 @@ def with_interventions(
 ) -> list[dict[str, Any]]:
     """`found` with at most `HINT` each, unless most of its classes are confirmed, and rows for confirmed shortcuts.
 
-    `verdicts`: the tables `verdicts`, `pooled` and `classes` of the run. `labels`: of the panel's images. `most`: if more
+    `verdicts`: the tables `verdicts`, `pooled` and `classes` of the run. `labels`: of the panel's images. `most`: if
+    more
     classes than this are confirmed, one row speaks for all of them; so it does if only all classes together are.
     """
     each, together = (tried(verdicts[name], verdicts["classes"]) for name in ("verdicts", "pooled"))

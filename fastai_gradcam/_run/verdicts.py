@@ -50,7 +50,7 @@ def write_verdicts(
     classes: Sequence[Mapping[str, Any]],
     pictures: Sequence[Picture],
 ) -> None:
-    """Write what a judgement found into the run `path`; `verdicts.csv` comes last, when all that is behind it is there."""
+    """Write what a judgement found into the run `path`; `verdicts.csv` comes last, after its patches."""
     folder = path / "patches"
     folder.mkdir(exist_ok=True)
     listed = []

@@ -117,9 +117,11 @@ class Judging:
             first = max(new, key=lambda row: row["effect"] - row["control"])
             others = len({row["label"] for row in new}) - 1
             and_others = f", and {others} more class{'es' * (others > 1)}" if others else ""
+            who = repr(first["label"]) if first["label"] else "Several classes"
+            numbers = f"{first['effect']:.0%} of {first['images']} images, control {first['control']:.0%}"
             self.say(
-                f"{repr(first['label']) if first['label'] else 'Several classes'} may rest on a shortcut (test {first['test']!r}: {first['effect']:.0%} of "
-                f"{first['images']} images, control {first['control']:.0%}){and_others}; see run.findings() and the report."
+                f"{who} may rest on a shortcut (test {first['test']!r}: {numbers}){and_others}; see run.findings() and "
+                "the report."
             )
 
 
