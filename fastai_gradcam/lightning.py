@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ._engine.guard import undisturbed
+from ._net.guard import undisturbed
 from ._watch.dataset import Source
 from ._watch.settings import Logger
 from ._watch.trained import Trained

@@ -1,4 +1,4 @@
-"""Faults on purpose: no failure of the callback ends a training. Those that meet whoever watches: test_loops_faults.py."""
+"""Faults on purpose: no failure of the callback ends a training. Faults whoever watches: test_loops_faults.py."""
 
 import errno
 import json

@@ -53,8 +53,9 @@ class Intervention:
 
     `direction`: `"put on"` (images of other classes are changed; the effect is how many turn into the class) or
     `"taken away"` (images of the class are changed; the effect is how many are lost). `rounds`: how often each image of
-    the set is changed, if the budget allows. `region`: which of `boxes.places_of` is changed. `lender`: whether the partner shows the class that is tested
-    (`put on` without one tests all classes at once). `mate`: whether `other` must be of the same class as `x`, for its control.
+    the set is changed, if the budget allows. `region`: which of `boxes.places_of` is changed. `lender`: whether the
+    partner shows the class that is tested (`put on` without one tests all classes at once). `mate`: whether `other`
+    must be of the same class as `x`, for its control.
     """
 
     name: str

@@ -48,8 +48,8 @@ def per_image(wanted: Any, n: int) -> Any:
         raise GradCAMError(f"target has rows of {counts} classes: give each image as many, at least one.")
     if len(rows) != n:
         raise GradCAMError(
-            f"target has a row for each of {len(rows)} images, but there {'is' if n == 1 else 'are'} {n}: give one class "
-            "for all, a list of classes for each, or as many rows as images."
+            f"target has a row for each of {len(rows)} images, but there {'is' if n == 1 else 'are'} {n}: give "
+            "one class for all, a list of classes for each, or as many rows as images."
         )
     return rows
 

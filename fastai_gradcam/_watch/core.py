@@ -25,7 +25,7 @@ from ..cam import CAMs, explain
 from ..run import Run
 from .begin import adopt, check_resumable, claim, create
 from .faults import Faults
-from .judging import Judging, JudgingSet, images_for, set_of_panel
+from .judging import Judging, images_for, set_of_panel
 from .look import Look, in_chunks, losses
 from .nested import on_device_of, rows, tensors
 from .panel import Panel
@@ -40,33 +40,6 @@ BEFORE_TRAINING = -1
 
 # Those in the middle of a training.
 _open: WeakSet[Watcher] = WeakSet()
-
-
-class Unwatchable(GradCAMError):
-    "A network that cannot be copied, so that a look would change it."
-
-
-@dataclass
-class Subject:
-    """The model that is watched, as its training loop has it at the moment.
-
-    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss
-    of each image. `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
-    `frozen()`: whether the body of the network is frozen at the moment.
-    `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
-    `judging(n)`: up to `n` images to judge by. `trained()`: how many images were passed forward and backward so far.
-    """
-
-    owner: ref[Any]
-    model: Callable[[], nn.Module]
-    loss: Callable[[], Any] = lambda: None
-    layers: Callable[[Any], list[str]] | None = None
-    loggers: Callable[[], list[Logger]] = list
-    frozen: Callable[[], bool] = lambda: False
-    inputs: Callable[[nn.Module, Any], Any] = lambda net, x: x
-    arch: str | None = None
-    judging: Callable[[int], JudgingSet] | None = None
-    trained: Callable[[], int] = lambda: 0
 
 
 @dataclass(eq=False)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._engine.shadow import copied
 from .._errors import GradCAMError, GradCAMTypeError
+from .._net.shadow import copied
 from .choose import label_reader, name_of, spread
 from .faults import warn
 from .given import number_of, panel_of, task_of

@@ -10,6 +10,7 @@ from weakref import ref
 from torch import nn
 
 from .._errors import GradCAMError
+from .judging import JudgingSet
 from .settings import Logger
 
 __all__ = ["Subject", "Unwatchable"]
@@ -23,10 +24,11 @@ class Unwatchable(GradCAMError):
 class Subject:
     """The model that is watched, as its training loop has it at the moment.
 
-    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss of each image.
-    `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
+    `owner()`: what a run belongs to, a learner or the model, while it exists. `loss`: the loss function, for the loss
+    of each image. `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
     `frozen()`: whether the body of the network is frozen at the moment.
     `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
+    `judging(n)`: up to `n` images to judge by. `trained()`: how many images were passed forward and backward so far.
     """
 
     owner: ref[Any]
@@ -37,3 +39,5 @@ class Subject:
     frozen: Callable[[], bool] = lambda: False
     inputs: Callable[[nn.Module, Any], Any] = lambda net, x: x
     arch: str | None = None
+    judging: Callable[[int], JudgingSet] | None = None
+    trained: Callable[[], int] = lambda: 0
