@@ -203,7 +203,7 @@ class OnlyInFrames(Callback):
 
 def with_oom(learner, error, most):
     layer = OutOfMemory(error, most)
-    learn = learner(OnlyInFrames(layer), GradCAMCallback(n=5, layer="0.2"))
+    learn = learner(OnlyInFrames(layer), GradCAMCallback(n=5, layer="0.2", judge=None))
     learn.model[0][0].insert(0, layer)
     return learn, layer
 
