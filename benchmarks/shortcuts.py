@@ -161,7 +161,7 @@ def alarms(m: dict, rule: Rule) -> list[set[str]]:
 
 def fixed_rule(models: list[dict]) -> Rule:
     """The thresholds with the most detections among those with the fewest false alarms; of equals, the middle one."""
-    grid = itertools.product((0.15, 0.2, 0.25, 0.3), (0.3, 0.4, 0.5), (0.05, 0.1, 0.15), (1.0, 1.5, 2.0))
+    grid = itertools.product((0.15, 0.2, 0.25, 0.3), (0.5, 0.6, 0.7), (0.05, 0.1, 0.15), (1.0, 1.5, 2.0))
     scored = []
     for values in grid:
         rule = replace(Rule(), **dict(zip(("excess", "plain", "low", "colour"), values, strict=True)))

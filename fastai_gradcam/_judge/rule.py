@@ -35,14 +35,14 @@ class Rule:
     """So many images must have been changed, or the verdict is `undecided`."""
     excess: float = 0.2
     """`shortcut`: by so much the effect must exceed its control …"""
-    plain: float = 0.4
-    """… or by so much, if it is a patch that may well be a true part of the object. It is less likely to be …"""
+    plain: float = 0.6
+    """… or by so much, if a patch may well be a true part of the object. It is less likely to be …"""
     area: float = 0.06
     """… if the patch is no larger than this share of the picture …"""
-    alike: float = 0.1
-    """… and patches of the class resemble each other by so much (`Suspicion.alike`) …"""
+    alike: float = 0.45
+    """… and patches of the class resemble each other by so much (`Suspicion.alike`). A tag is the same everywhere."""
     stands_out: float = 0.15
-    """… or the class stands out from the others by so much (`Suspicion.stands_out`)."""
+    """Without that, the class must also stand out from the others by so much (`Suspicion.stands_out`)."""
     low: float = 0.1
     """`shortcut`: the lower end of the interval must be above this."""
     clear: float = 0.2
@@ -137,8 +137,8 @@ def with_verdicts(rows: Sequence[Row], suspicion: Suspicion, rule: Rule) -> list
 def _is_shortcut(row: Row, suspicion: Suspicion, rule: Rule) -> bool:
     needed = rule.excess
     if row.test in ("transplant", "keep"):
-        alien = suspicion.alike >= rule.alike or suspicion.stands_out >= rule.stands_out
-        needed = rule.excess if alien and suspicion.area <= rule.area else rule.plain
+        alien = suspicion.alike >= rule.alike and suspicion.area <= rule.area
+        needed = rule.excess if alien else rule.plain if suspicion.stands_out >= rule.stands_out else np.inf
     if row.test == "colour" and not suspicion.colour >= rule.colour:
         return False
     return row.images >= rule.images and row.excess >= needed and row.low > rule.low
