@@ -82,6 +82,16 @@ def built(name: str, **kwargs: Any) -> nn.Module:
     return model
 
 
+def takes(model: nn.Module, size: tuple[int, ...]) -> bool:
+    "Whether the network itself runs on images of this size."
+    try:
+        with torch.no_grad(), within(SECONDS):
+            model(torch.randn(1, *size))
+    except Exception:
+        return False
+    return True
+
+
 def look(model: nn.Module, size: tuple[int, ...]) -> tuple[str, str, list[str]]:
     "The layer, its map's size, and what is wrong."
     x = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
@@ -161,14 +171,11 @@ def main(only: str = "") -> int:
             continue
         config = model.default_cfg
         own = tuple(config["input_size"])
-        own = own if config.get("fixed_input_size") else (own[0], min(own[1], 256), min(own[2], 256))
+        small = own[0], min(own[1], 256), min(own[2], 256)
+        own = small if not config.get("fixed_input_size") and takes(model, small) else own
         for size in (own, (own[0], 299, 331)):
-            try:
-                if size != own:
-                    with torch.no_grad(), within(SECONDS):
-                        model(torch.randn(1, *size))
-            except Exception:
-                continue  # the network itself does not take this size
+            if size != own and not takes(model, size):
+                continue
             try:
                 with within(10 * SECONDS):
                     layer, space, wrong = look(model, size)

@@ -16,7 +16,7 @@ from .space import Reshape
 __all__ = ["IS_LOCAL", "best_of", "localities"]
 
 # Locality is 1 if only the cells over the changed corner respond, and 0 if they respond no more than others.
-IS_LOCAL = 0.4
+IS_LOCAL = 0.6
 # Readings this close are equally good: the likelier one by its shape is taken.
 _MARGIN = 0.1
 # In logarithms of responses: below the first all cells respond alike, and a spread below the second is chance.
