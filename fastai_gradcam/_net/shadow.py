@@ -8,31 +8,22 @@ from __future__ import annotations
 
 import copyreg
 import dis
-import re
-import threading
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._errors import GradCAMError, reason_of
+from .observers import ATOMS, EMPTY, content, hooks_of, is_observer
 
 __all__ = ["allow_gradients", "copied", "original", "shadow"]
 
 T = TypeVar("T")
-
-_ATOMS = {
-    *(type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented)),
-    *(types.ModuleType, types.CodeType, property, re.Pattern, torch.dtype, torch.device, torch.layout),
-    # A lock protects what is copied; a copy has no other user.
-    *(type(threading.Lock()), type(threading.RLock())),
-}
 
 
 def shadow(model: nn.Module, own_weights: bool = False) -> nn.Module:
@@ -47,7 +38,7 @@ def shadow(model: nn.Module, own_weights: bool = False) -> nn.Module:
     for module in new.modules():
         module.training = False
     vars(new)["_shadow_of"] = weakref.ref(original(model))
-    vars(new)["_copied_with_it"] = [hook for module in new.modules() for hook in _hooks(module)]
+    vars(new)["_copied_with_it"] = [hook for module in new.modules() for hook in hooks_of(module)]
     return new
 
 
@@ -74,13 +65,13 @@ class _Copier:
         self.names = {m: name for name, m in root.named_modules()} if isinstance(root, nn.Module) else {}
         # A hook that was put on a shadow belongs to its caller, who listens to copies of it, too.
         own = vars(root).get("_copied_with_it") if isinstance(root, nn.Module) else None
-        for hook in [hook for module in self.names for hook in _hooks(module)]:
-            if _is_observer(hook, self.names) or (own is not None and not any(hook is o for o in own)):
+        for hook in [hook for module in self.names for hook in hooks_of(module)]:
+            if is_observer(hook, self.names) or (own is not None and not any(hook is o for o in own)):
                 self.memo[id(hook)] = hook
 
     def __call__(self, obj: Any) -> Any:
         kind = type(obj)
-        if kind in _ATOMS or isinstance(obj, type):
+        if kind in ATOMS or isinstance(obj, type):
             return obj
         if id(obj) in self.memo:
             return self.memo[id(obj)]
@@ -130,10 +121,10 @@ class _Copier:
         self.memo[id(obj)] = obj
         closure, defaults = obj.__closure__ or (), (obj.__defaults__, obj.__kwdefaults__)
         cells, (args, kwargs) = tuple(map(self, closure)), map(self, defaults)
-        held = [_content(cell) for cell in closure]
+        held = [content(cell) for cell in closure]
         if (
             not _sets_cells(obj.__code__)
-            and all(_content(cell) is was for cell, was in zip(cells, held, strict=True))
+            and all(content(cell) is was for cell, was in zip(cells, held, strict=True))
             and (args, kwargs or None) == defaults
             and all(a is b for a, b in zip(args or (), obj.__defaults__ or (), strict=True))
         ):
@@ -142,14 +133,14 @@ class _Copier:
         new.__kwdefaults__, new.__qualname__ = kwargs, obj.__qualname__
         self.memo[id(obj)] = new
         for cell in cells:
-            if _content(cell) is obj:
+            if content(cell) is obj:
                 cell.cell_contents = new
         vars(new).update(self(vars(obj)))
         return new
 
     def _cell(self, obj: types.CellType) -> types.CellType:
         new = self.memo[id(obj)] = types.CellType()
-        if _content(obj) is not _EMPTY:
+        if content(obj) is not EMPTY:
             new.cell_contents = self(obj.cell_contents)
         return new
 
@@ -244,64 +235,11 @@ _BY_TYPE: dict[type, Callable[[_Copier, Any], Any]] = {
     types.CellType: _Copier._cell,
 }
 
-_EMPTY = object()
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _EMPTY
-
 
 @lru_cache(maxsize=1024)
 def _sets_cells(code: types.CodeType) -> bool:
     "Whether a function assigns to a variable of the function around it (`nonlocal`)."
     return any(i.opname == "STORE_DEREF" and i.argval in code.co_freevars for i in dis.get_instructions(code))
-
-
-def _hooks(module: nn.Module) -> list[Any]:
-    return [hook for key, value in vars(module).items() if key.endswith("_hooks") and value for hook in value.values()]
-
-
-def _is_observer(hook: Any, modules: dict) -> bool:
-    """Whether a hook belongs to a callback or a logger rather than to the network.
-
-    A network's own hooks (weight norm, a U-Net's) reach tensors, modules of the network and little more. One that
-    reaches further (a learner, its data, a connection) is not copied with all that, but called as it is.
-    """
-    left, seen = [(hook, 0)], set()
-    while left:
-        obj, depth = left.pop()
-        kind = type(obj)
-        if kind in _ATOMS or isinstance(obj, (type, Tensor, torch.Generator, np.ndarray)) or id(obj) in seen:
-            continue
-        seen.add(id(obj))
-        if isinstance(obj, nn.Module):
-            if obj not in modules:
-                return True
-            continue
-        own_class = hasattr(kind, "__dict__") and hasattr(obj, "__dict__") and not isinstance(obj, _CALLS)
-        depth += own_class and not kind.__module__.startswith("torch.")
-        if depth > 2:
-            return True
-        left += [(part, depth) for part in _parts(obj)]
-    return False
-
-
-_CALLS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, partial)
-
-
-def _parts(obj: Any) -> Iterator[Any]:
-    if isinstance(obj, dict):
-        yield from obj.values()
-    elif isinstance(obj, (list, tuple, set, frozenset)):
-        yield from obj
-    elif isinstance(obj, types.FunctionType):
-        yield from map(_content, obj.__closure__ or ())
-    else:
-        yield from getattr(obj, "__dict__", {}).values()
-        yield from (getattr(obj, name, None) for name in ("__self__", "func", "args"))
 
 
 def allow_gradients(net: nn.Module, allow: bool) -> None:
