@@ -170,7 +170,7 @@ def fastai(path, watch=None, **how):
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
     learn.logger = lambda *args: None
     seeded()
-    watching = None if watch is None else GradCAMCallback(**{"n": 4, "show": False, **watch})
+    watching = None if watch is None else GradCAMCallback(**{"n": 4, "show": False, "judge": None, **watch})
     learn.add_cbs(watching)
     with Quiet():
         learn.fit(how.epochs, 0.1)

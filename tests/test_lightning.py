@@ -332,6 +332,19 @@ def test_the_loss_of_each_image_by_a_function_of_ones_own(fit):
     assert np.allclose(run.history.loss, -np.log(run.history.prob), atol=1e-5)
 
 
+def test_a_module_that_cannot_be_copied_is_not_watched_and_trains(fit):
+    class Streaming(Module):
+        def __init__(self):
+            super().__init__()
+            self.stream = (i for i in range(3))
+
+    run, said = heard(lambda: fit(GradCAMCallback(n=2), module=Streaming()))
+    assert run is None and fit.trainer.current_epoch == 2
+    assert len(said) == 1 and "this training is not watched" in said[0] and "'stream'" in said[0]
+    with pytest.raises(GradCAMError, match="stream"):
+        fit(GradCAMCallback(n=2, on_error="raise"), module=Streaming())
+
+
 def test_no_warning_of_ours_in_a_plain_training(fit):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="GradCAMCallback|The panel")

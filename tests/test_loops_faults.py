@@ -39,8 +39,7 @@ def watched(tmp_path, left_without):
     def train(who, at=None, **settings):
         settings = {"n": 2, **settings}
         (left, watching), said = heard(lambda: LOOPS[who](tmp_path, settings, epochs=EPOCHS, at=at or {}))
-        # A state that fastai's loaders keep is looked at in test_unchanged.py.
-        assert [d for d in differences(left_without(who), left) if not d.startswith("reads")] == []
+        assert differences(left_without(who), left) == []
         return Run(run_of(watching).path), said
 
     return train

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .._errors import GradCAMError, GradCAMTypeError, reason_of
+from .._watch.choose import spread
 from .._watch.faults import warn
 from .._watch.nested import joined, mapped, tensors
 from .._watch.panel import Panel
@@ -28,9 +27,6 @@ from .private import private
 from .tasks import task_of
 
 __all__ = ["build_panel", "chosen_of", "refuse_own_pictures"]
-
-# Labels are read to spread the panel over the classes; beyond this many, a sample of the items says enough.
-_MOST_LABELS_READ = 4096
 
 
 @dataclass
@@ -219,27 +215,15 @@ def _at(items: Any, index: int) -> Any:
 def _spread(learn: Learner, n: int, seed: int) -> list[int]:
     "`n` indices into the validation set, each class as often as any other, grouped by class."
     valid = learn.dls.valid_ds
-    if n >= len(valid):
-        if n > len(valid):
-            warn(f"The panel takes all {len(valid)} images of the validation set, not n={n}.")
-        label_of = _labels_to_spread_over(valid, 0)
-        return sorted(range(len(valid)), key=lambda i: (label_of(i), i))
-    shuffled = random.Random(seed).sample(range(len(valid)), len(valid))
-    by_class, label_of = defaultdict(list), _labels_to_spread_over(valid, shuffled[0])
-    for i in shuffled[: max(n, _MOST_LABELS_READ)]:
-        by_class[label_of(i)].append(i)
-    # One round after the other takes an image of each class; which classes come in the last, shorter round is up
-    # to the seed as well.
-    order = random.Random(seed).sample(sorted(by_class), len(by_class))
-    rounds = max(map(len, by_class.values()))
-    dealt = [(label, by_class[label][k]) for k in range(rounds) for label in order if k < len(by_class[label])]
-    return [i for _, i in sorted(dealt[:n])]
+    if n > len(valid):
+        warn(f"The panel takes all {len(valid)} images of the validation set, not n={n}.")
+    return spread(len(valid), _labels_to_spread_over(valid), n, seed)
 
 
-def _labels_to_spread_over(dataset: Any, first: int) -> Callable[[int], str]:
+def _labels_to_spread_over(dataset: Any) -> Callable[[int], str]:
     """The label of an item without decoding its image, empty where the data set does not keep the two apart.
 
-    Masks are opened from files, and no two are alike: where the label of item `first` is one, all are empty.
+    Masks are opened from files, and no two are alike: where the first label is one, all are empty.
     """
     lists = getattr(dataset, "tls", None)
     if lists is None or len(lists) < 2:
@@ -251,7 +235,7 @@ def _labels_to_spread_over(dataset: Any, first: int) -> Callable[[int], str]:
         except Exception:
             return ""
 
-    return (lambda index: "") if isinstance(label_of(first), Image.Image) else lambda index: str(label_of(index))
+    return (lambda index: "") if isinstance(label_of(0), Image.Image) else lambda index: str(label_of(index))
 
 
 def _targets(seen: Sequence[Seen]) -> tuple[Tensor, ...]:

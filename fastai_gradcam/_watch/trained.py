@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..run import Run
-from .core import Subject, Watcher
+from .core import Subject, Unwatchable, Watcher
 from .dataset import Asked, Source, make_panel
 from .faults import Faults
 from .settings import Settings
@@ -64,7 +64,13 @@ class Trained:
             watcher = Watcher(subject, self._settings, Faults(self._who, self._settings.on_error == "raise"))
             path = self._settings.path
             place = Path(path) if path is not None else Path(folder) / "gradcam"
-            watcher.begin(place, lambda: make_panel(source(), self._asked, model))
+            try:
+                watcher.begin(place, lambda: make_panel(source(), self._asked, model))
+            except Unwatchable as error:
+                if watcher.faults.raising:
+                    raise
+                watcher.faults.say(f"this training is not watched. {error}")
+                return
             self._watcher = watcher
         self._due, self._open = None, True
         self._watcher.start()
