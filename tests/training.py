@@ -124,7 +124,7 @@ def watch(learn, fit=lambda learn: learn.fit(1, 1e-2), **settings):
     "The run of the learner after `fit` with the callback. A warning of the callback's own is an error."
     learn.add_cb(GradCAMCallback(**{"n": 4, "show": False, **settings}))
     said = heard(learn, fit)
-    assert said == []
+    assert said == [], said
     return learn.grad_cam.run
 
 

@@ -22,6 +22,7 @@ from .._net.layers import unwrap
 from .._watch.faults import warn
 from .._watch.images import to_image
 from .._watch.judging import BATCH, LEAST, MOST, JudgingSet, judged
+from .._watch.nested import joined, tensors
 from .._watch.tasks import CATEGORY
 from ..judge import Verdicts
 from .explain import model_input, resolve_layer, see
@@ -58,11 +59,13 @@ def judging_set(learn: Learner, n: int = MOST, seed: int = 12345, masks: Masks =
                     raise GradCAMError("Only a learner with one input, whose classes are known, is judged.")
                 seen.append(one)
                 if find is not None:
-                    size = one.x[0].shape[-2:]
+                    size = one.image.size[::-1]
                     found.append(mask_of(find, chosen.sources[i], one.name, one.sample, dl, size, []))
-            if len({s.x[0].shape for s in seen}) > 1:
+            if len({tuple(t.shape for t in tensors(s.x)) for s in seen}) > 1:
                 raise GradCAMError("The validation images have different sizes: only images of one size are judged.")
-            x = model_input(learn, unwrap(learn.model), (torch.cat([s.x[0].as_subclass(Tensor) for s in seen]),))
+            x = model_input(learn, unwrap(learn.model), joined([s.x for s in seen]))
+            if not isinstance(x, Tensor):
+                raise GradCAMError("Only a learner whose model takes one image is judged.")
             y = torch.cat([torch.as_tensor(s.y[0]).reshape(1, -1) for s in seen]).cpu().as_subclass(Tensor)
             masks_ = [m for m in found if m is not None and m.any() and not m.all()]
             yield (x, y, torch.from_numpy(np.stack(masks_))) if len(masks_) == len(seen) else (x, y)
