@@ -180,7 +180,7 @@ def interval(hits: int, n: int) -> str:
         return "–"
     z, share = 1.96, hits / n
     middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = ((middle + k * half) / (1 + z * z / n) for k in (-1, 1))
+    low, high = (min(1.0, max(0.0, (middle + k * half) / (1 + z * z / n))) for k in (-1, 1))
     return f"{hits} of {n} ({low:.0%}–{high:.0%})"
 
 
@@ -205,6 +205,8 @@ def table(args: argparse.Namespace) -> None:
         print("|---|---|---|---|---|---|")
         for name, group in groups.items():
             n = len(group)
+            if not n:
+                continue
             right = sum(m["label"] in named(m, rule) for m in group)
             other = sum(bool(named(m, rule) - {m["label"]}) for m in group)
             peers = [sum(bool(m[k]) for m in group) for k in ("findings", "clusters", "property")]
