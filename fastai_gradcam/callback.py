@@ -102,21 +102,16 @@ class GradCAMCallback(Callback):
         self._settings = Settings(**{k: v for k, v in asked.items() if k not in PANEL}, asked=asked)
         faults = Faults(type(self).__name__, on_error == "raise", _CANCELLED)
         self._session = Session(lambda: self.learn, self._settings, faults)
-        self._enabled, self._phases = True, Phases()
-        self._left: list[str] = []
+        self._enabled, self._phases, self._left = True, Phases(), list[str]()
         # The epoch that runs, and one that is over but has no frame yet.
         self._epoch: int = 0
         self._due: tuple[int, dict[str, float | None]] | None = None
 
     # fastai pickles callbacks with the learner: settings go along, the panel, the run and open files do not.
     def __getstate__(self) -> dict[str, Any]:
-        asked = self._settings.asked
-        left = [k for k, v in asked.items() if v is not None and (k in _NOT_EXPORTED or callable(v))]
-        return {
-            "learn": self.learn,
-            "asked": {k: v for k, v in asked.items() if k not in left},
-            "left": self._left + left,
-        }
+        left = [k for k, v in self.settings.items() if v is not None and (k in _NOT_EXPORTED or callable(v))]
+        asked = {k: v for k, v in self.settings.items() if k not in left}
+        return {"learn": self.learn, "asked": asked, "left": self._left + left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         type(self).__init__(self, **state["asked"])

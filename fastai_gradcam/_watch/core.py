@@ -26,8 +26,8 @@ from ..run import Run
 from .begin import adopt, check_resumable, claim, create
 from .faults import Faults
 from .judging import Judging, images_for, set_of_panel
-from .look import Look, in_chunks, losses
-from .nested import on_device_of, rows, tensors
+from .look import Look, check_shapes, depth_of, in_chunks, losses
+from .nested import on_device_of, rows
 from .panel import Panel
 from .publish import ReportRefresher, publish
 from .settings import Logger, Settings
@@ -91,8 +91,8 @@ class Watcher:
             # One small look shows whether layer, target and method fit this model.
             probe = self._probe(model, layers)
             self.layers = probe.layers
-            _check_shapes(probe)
-            self._depth = _depth(self.panel, probe)
+            check_shapes(probe)
+            self._depth = depth_of(self.panel, probe)
             if exists:
                 self._resume(Run(path))
             else:
@@ -291,20 +291,3 @@ class Watcher:
         with self.faults.harmless("drawing the run", raising):
             publish(self.writer.path)
         self.faults.report(self.writer.take_errors(), raising)
-
-
-def _depth(panel: Panel, cams: CAMs) -> int | None:
-    "How many slices each volume has, if the maps are of volumes."
-    per_image = 1 + (cams.target is not None and cams.target.ndim == 2)
-    volumes = [t for t in tensors(panel.x) if t.ndim == 5]
-    return volumes[0].shape[2] if volumes and cams.maps[0].ndim - per_image == 3 else None
-
-
-def _check_shapes(cams: CAMs) -> None:
-    for name, maps in zip(cams.layers, cams.maps, strict=True):
-        per_image = 1 + (cams.target is not None and cams.target.ndim == 2)
-        if maps.ndim - per_image not in (2, 3):
-            raise GradCAMError(
-                f"Layer {name!r} gives maps of shape {tuple(maps.shape[per_image:])}; the callback draws (h, w), and "
-                "(d, h, w) as slices."
-            )

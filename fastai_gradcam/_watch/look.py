@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._errors import GradCAMError
 from ..cam import CAMs
 from ..measures import measure
 from ..render import slices
@@ -18,7 +19,7 @@ from .nested import joined, mapped, rows, tensors
 from .panel import Panel
 from .tasks import Task
 
-__all__ = ["Look", "in_chunks", "losses"]
+__all__ = ["Look", "check_shapes", "depth_of", "in_chunks", "losses"]
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
@@ -143,3 +144,20 @@ def losses(loss: Any, output: Any, panel: Panel) -> list[float | None]:
 
 def _numpy(x: Tensor) -> np.ndarray:
     return x.detach().float().cpu().numpy() if x.is_floating_point() else x.detach().cpu().numpy()
+
+
+def depth_of(panel: Panel, cams: CAMs) -> int | None:
+    "How many slices each volume has, if the maps are of volumes."
+    per_image = 1 + (cams.target is not None and cams.target.ndim == 2)
+    volumes = [t for t in tensors(panel.x) if t.ndim == 5]
+    return volumes[0].shape[2] if volumes and cams.maps[0].ndim - per_image == 3 else None
+
+
+def check_shapes(cams: CAMs) -> None:
+    for name, maps in zip(cams.layers, cams.maps, strict=True):
+        per_image = 1 + (cams.target is not None and cams.target.ndim == 2)
+        if maps.ndim - per_image not in (2, 3):
+            raise GradCAMError(
+                f"Layer {name!r} gives maps of shape {tuple(maps.shape[per_image:])}; the callback draws (h, w), and "
+                "(d, h, w) as slices."
+            )
