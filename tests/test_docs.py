@@ -174,6 +174,12 @@ def everything():
     return {**vars(fastai.vision.all), **plain_model(), **learner()}
 
 
+def judged():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    batches = [(torch.rand(12, 3, 20, 20), torch.arange(12) % 2)]
+    return {**learner(), "model": model, "batches": batches, "vocab": ["cat", "dog"]}
+
+
 def add_a_method():
     from fastai_gradcam.methods import register
 
@@ -185,6 +191,7 @@ GIVEN = {
     "README.md": plain_model,
     "CONTRIBUTING.md": add_a_method,
     "docs/models.md": segmenter,
+    "docs/judging.md": judged,
     "docs/reading.md": everything,
     "docs/faithfulness.md": everything,
     "docs/pytorch.md": everything,

@@ -174,13 +174,15 @@ def count_opened(monkeypatch):
     return opened
 
 
+@pytest.mark.parametrize("judge", [None, "end"])
 @pytest.mark.parametrize("with_masks", [False, True])
-def test_each_image_of_the_panel_is_decoded_once_in_a_whole_training(uneven, tmp_path, monkeypatch, with_masks):
+def test_each_image_of_the_panel_is_decoded_once_in_a_whole_training(uneven, tmp_path, monkeypatch, with_masks, judge):
+    "A judging at the end reads its own set twice more, which the panel is part of."
     opened = count_opened(monkeypatch)
     counts = []
     for watched in (False, True):
         masks = (lambda file: (10, 10, 40, 40)) if with_masks else None
-        cbs = [GradCAMCallback(n=6, masks=masks, path=tmp_path / "runs", show=False)] if watched else None
+        cbs = [GradCAMCallback(n=6, masks=masks, path=tmp_path / "runs", show=False, judge=judge)] if watched else None
         learn = tiny_learner(uneven, tmp_path, cbs=cbs)
         opened.clear()
         with Quiet():
@@ -188,7 +190,9 @@ def test_each_image_of_the_panel_is_decoded_once_in_a_whole_training(uneven, tmp
         counts.append(Counter(opened))
     more = Counter({file: k for file, k in (counts[1] - counts[0]).items() if file.startswith(str(uneven))})
     names = [str(uneven / p["name"]) for p in learn.grad_cam.run.panel]
-    assert more == dict.fromkeys(names, 1)
+    by_judging = 2 if judge else 0
+    assert {name: more.pop(name) for name in names} == dict.fromkeys(names, 1 + by_judging)
+    assert set(more.values()) == ({by_judging} if judge else set())
 
 
 @pytest.mark.parametrize(
