@@ -54,7 +54,7 @@ def trained(shared_data, torch_home, tmp_path_factory):
         item_tfms=Resize(160),
         batch_tfms=aug_transforms(size=128),
     )
-    dls = block.dataloaders(shared_data / "clothing", bs=32, num_workers=0)
+    dls = block.dataloaders(shared_data / "clothing", path=shared_data / "clothing", bs=32, num_workers=0)
     path = tmp_path_factory.mktemp("clothing")
     learn = vision_learner(dls, squeezenet1_1, metrics=accuracy, path=path, cbs=GradCAMCallback(n=N, name="clothing"))
     with Quiet(), learn.no_bar():

@@ -162,6 +162,7 @@ def test_hostile_names_write_nothing_outside_of_the_run_folder(hostile):
     inside = {name.removeprefix(f"runs/{RUN}/") for name in after - before if name.startswith(f"runs/{RUN}/")}
     assert {name for name in after - before if not name.startswith(f"runs/{RUN}/")} == {"runs", f"runs/{RUN}"}
     own = r"(panel|maps|frames)|panel/0\d\d(-mask\.png|\.jpg)|(maps|frames)/frame-00\d\.(npz|png)"
+    own += r"|verdicts\.csv|patches|patches/(pooled|classes|pictures|alarms)\.csv|patches/\d\d-[\w-]+\.png"
     own += r"|run\.json|history\.csv|report\.html|evolution\.(png|gif)"
     assert {name for name in inside if not re.fullmatch(own, name)} == set() and len(inside) > 30
 
