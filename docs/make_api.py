@@ -62,7 +62,7 @@ PAGES = [
         """road impute deletion insertion average_drop increase win energy_pointing pointing_hit randomisation
         random_logit baseline interval check Scores""".split(),
     ),
-    ("Loggers", "loggers", ["TensorBoardLogger", "WandbLogger"]),
+    ("Loggers", "loggers", ["TensorBoardLogger", "WandbLogger", "MLflowLogger"]),
     ("The embedded fish", "demo", ["make_fish", "fish_items", "fish_label", "fish_mask", "scratch_learner"]),
     ("Errors", "_errors", ["GradCAMError"]),
 ]

@@ -1,8 +1,8 @@
-"""Frames in TensorBoard and Weights & Biases: as loggers, or automatically beside fastai's callbacks."""
+"""Frames in TensorBoard, Weights & Biases and MLflow: as loggers, or automatically beside fastai's callbacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._errors import GradCAMError
+from .render import overlay
 from .run import Run
 
 if TYPE_CHECKING:
+    import pandas as pd
     from fastai.learner import Learner
+    from PIL import Image
 
-__all__ = ["TensorBoardLogger", "WandbLogger", "loggers_of", "mean_numbers"]
+__all__ = ["MLflowLogger", "TensorBoardLogger", "WandbLogger", "loggers_of", "mean_numbers"]
 
 Logger = Callable[[Run, dict], None]
 
 NUMBERS = ("prob", "loss", "evidence", "entropy", "concentration", "border_share", "centroid_shift", "similarity_prev")
+
+# The columns of W&B's table; `run`, `image` and `map` come before and after those of the history.
+COLUMNS = ("frame", "fit", "epoch", "item", "layer", "label", "pred", "pred_prob", "target", "prob", "loss")
 
 # For each W&B run, by its id: the step of its latest frame.
 _last_step: dict[str, int] = {}
@@ -27,10 +33,25 @@ _last_step: dict[str, int] = {}
 
 def mean_numbers(run: Run, frame: dict[str, Any]) -> dict[str, float]:
     "The panel's means of a frame's numbers, those that are defined, and with masks the share on the object."
-    rows = run.history
-    rows = rows[rows["frame"] == frame["frame"]]
+    rows = _rows(run, frame)
     means = {name: rows[name].mean() for name in (*NUMBERS, "mask_share")}
     return {name: float(mean) for name, mean in means.items() if np.isfinite(mean)}
+
+
+def _rows(run: Run, frame: dict[str, Any]) -> pd.DataFrame:
+    history = run.history
+    return history[history["frame"] == frame["frame"]]
+
+
+def _pictures(run: Run, frame: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Image.Image, Image.Image]]:
+    "For each row of a frame's history: the row, its image, and the image with its map."
+    rows, maps = _rows(run, frame), run.maps(frame["frame"])
+    ranks = rows.groupby(["item", "layer"]).cumcount()
+    known = rows.astype(object).where(rows.notna(), None)
+    for rank, row in zip(ranks, known.to_dict("records"), strict=True):
+        of_layer, image = maps[row["layer"]], run.image(row["item"])
+        map = of_layer[row["item"], rank] if of_layer.ndim == 4 else of_layer[row["item"]]
+        yield row, image, overlay(image, map)
 
 
 class TensorBoardLogger:
@@ -70,7 +91,10 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A logger that logs each frame's grid and mean numbers to Weights & Biases, under `gradcam/…`.
+    """A logger that logs each frame's grid, mean numbers and images to Weights & Biases, under `gradcam/…`.
+
+    The images are rows of a `wandb.Table`, `gradcam/panel`: the run, the epoch, the item, what was predicted, the image
+    and its map. A table of several runs joins them by `item`.
 
     `wandb_run`: the run to log to, default the one that `wandb.init()` began. `step`: a function that gives the step to
     log under; default W&B's own. Raises `GradCAMError` if there is no run to log to.
@@ -93,12 +117,50 @@ class WandbLogger:
             raise GradCAMError("There is no W&B run to log to: call wandb.init() first.")
         logged: dict[str, Any] = {f"gradcam/{k}": v for k, v in mean_numbers(run, frame).items()}
         logged["gradcam/grid"] = wandb.Image(run.grid(frame["frame"]))
+        logged["gradcam/panel"] = _table(run, frame)
         if self.step is None:
             target.log(logged)
             return
         step = self.step()
         target.log(logged, step=step)
         _last_step[target.id] = step
+
+
+def _table(run: Run, frame: dict[str, Any]) -> Any:
+    import wandb
+
+    panel, table = run.panel, wandb.Table(columns=["run", *COLUMNS, "image", "map"])
+    for row, image, map in _pictures(run, frame):
+        about = [panel[row["item"]]["name"] if c == "item" else row[c] for c in COLUMNS]
+        table.add_data(run.name, *about, wandb.Image(image), wandb.Image(map))
+    return table
+
+
+class MLflowLogger:
+    """A logger that logs each frame's grid and mean numbers to MLflow, under `gradcam/…`.
+
+    `run_id`: the MLflow run to log to, default the active one of `mlflow.start_run()`. `step`: a function that gives
+    the step to log under; default the frame's number. Raises `GradCAMError` if there is no run to log to.
+
+    >>> from fastai_gradcam.loggers import MLflowLogger
+    >>> logger = MLflowLogger()  # GradCAMCallback(loggers=logger), Watch(…, loggers=logger)
+    """
+
+    def __init__(self, run_id: str | None = None, step: Callable[[], int] | None = None) -> None:
+        self.run_id, self.step = run_id, step
+
+    def __call__(self, run: Run, frame: dict[str, Any]) -> None:
+        import mlflow
+
+        active = mlflow.active_run()
+        run_id = self.run_id or (active.info.run_id if active is not None else None)
+        if run_id is None:
+            raise GradCAMError("There is no MLflow run to log to: call mlflow.start_run() first, or give run_id=.")
+        step = self.step() if self.step is not None else frame["frame"]
+        means = {f"gradcam/{name}": mean for name, mean in mean_numbers(run, frame).items()}
+        mlflow.log_metrics(means, step=step, run_id=run_id)
+        grid = run.grid(frame["frame"])
+        mlflow.MlflowClient().log_image(run_id, grid, key="gradcam/grid", step=step, synchronous=True)
 
 
 def loggers_of(learn: Learner) -> list[Logger]:

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, with the real packages and their real files."""
+"""TensorBoard, Weights & Biases and MLflow, with the real packages and their real files."""
 
 import io
 import json
@@ -16,7 +16,8 @@ from PIL import Image
 from training import Quiet, differences, left_by, one_thread, tiny_learner  # noqa: F401
 
 from fastai_gradcam import GradCAMCallback
-from fastai_gradcam.loggers import TensorBoardLogger, WandbLogger, _wandb_step, mean_numbers
+from fastai_gradcam.loggers import MLflowLogger, TensorBoardLogger, WandbLogger, _table, _wandb_step, mean_numbers
+from fastai_gradcam.render import overlay
 
 
 def fitted(folder, path, *cbs, **settings):
@@ -147,10 +148,29 @@ def test_a_wandb_logger_logs_each_frame_and_its_means(image_folder, tmp_path, of
     learn = fitted(image_folder, tmp_path, loggers=[WandbLogger()])
     offline_wandb.finish()
     assert_frames_are_logged(wandb_rows(tmp_path / "wandb"), learn.grad_cam.run)
-    pictures = list((tmp_path / "wandb").rglob("media/images/gradcam/*.png"))
+    pictures = list((tmp_path / "wandb").rglob("media/images/gradcam/grid*.png"))
     assert len(pictures) == 3
     sizes = {Image.open(p).size for p in pictures}
     assert sizes == {learn.grad_cam.run.grid(0).size, learn.grad_cam.run.grid(1).size}
+    assert_rows_are_in_tables(tmp_path / "wandb", learn.grad_cam.run)
+
+
+def assert_rows_are_in_tables(folder, run):
+    tables = [json.loads(file.read_text()) for file in folder.rglob("gradcam/panel*.table.json")]
+    rows = [dict(zip(table["columns"], row, strict=True)) for table in tables for row in table["data"]]
+    assert len(rows) == len(run.history) == 9
+    for entry in run.history.to_dict("records"):
+        name = run.panel[entry["item"]]["name"]
+        row = next(r for r in rows if (r["frame"], r["item"]) == (entry["frame"], name))
+        assert (row["run"], row["epoch"], row["pred"]) == (run.name, entry["epoch"], entry["pred"])
+        assert row["prob"] == pytest.approx(entry["prob"])
+    # Offline, the file has a word for each picture.
+    table = _table(run, run.frames[1])
+    for row in (dict(zip(table.columns, cells, strict=True)) for cells in table.data):
+        item = next(entry["item"] for entry in run.panel if entry["name"] == row["item"])
+        map = run.maps(1)[row["layer"]][item]
+        for column, expected in (("image", run.image(item)), ("map", overlay(run.image(item), map))):
+            assert np.array_equal(np.asarray(row[column].image), np.asarray(expected))
 
 
 def test_beside_fastais_wandb_callback_frames_go_there_by_themselves(
@@ -201,6 +221,35 @@ def test_a_frame_never_overwrites_one_in_a_row_of_wandb_that_is_still_open(image
     assert [prob for _, prob in rows] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.fixture
+def mlflow(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri((tmp_path / "store").as_uri())
+    yield mlflow
+    mlflow.end_run()
+
+
+def test_an_mlflow_logger_writes_each_frame_and_its_means(image_folder, tmp_path, mlflow):
+    with mlflow.start_run() as active:
+        run = fitted(image_folder, tmp_path, loggers=MLflowLogger()).grad_cam.run
+    client, id = mlflow.MlflowClient(), active.info.run_id
+    for name, mean in mean_numbers(run, run.frames[2]).items():
+        logged = client.get_metric_history(id, f"gradcam/{name}")
+        assert {m.step: m.value for m in logged}[2] == pytest.approx(mean)
+    for frame in run.frames:
+        pattern = f"*/{id}/artifacts/images/gradcam*grid*step+{frame['frame']}+*.png"
+        (file,) = (tmp_path / "store").glob(pattern)
+        assert np.array_equal(np.asarray(Image.open(file)), np.asarray(run.grid(frame["frame"])))
+
+
+def test_without_a_run_of_mlflow_the_warning_says_what_to_call(image_folder, tmp_path, mlflow):
+    with pytest.warns(UserWarning, match=r"no MLflow run to log to: call mlflow.start_run\(\) first, or give run_id="):
+        run = fitted(image_folder, tmp_path, loggers=MLflowLogger()).grad_cam.run
+    assert [f["status"] for f in run.frames] == ["ok"] * 3
+
+
 @pytest.mark.parametrize("loggers", [WandbLogger, [WandbLogger], [print, TensorBoardLogger]])
 def test_a_class_is_no_logger(loggers):
     with pytest.raises(TypeError, match=r"the class (Wandb|TensorBoard)Logger: give an object of it"):
@@ -235,10 +284,10 @@ def test_a_logger_that_fails_is_a_warning_and_the_weights_are_the_same(image_fol
     assert not differences(left_by(plain), left_by(learn))
 
 
-def test_neither_package_is_imported_until_it_is_used():
+def test_no_package_is_imported_until_it_is_used():
     code = (
         "import sys; from fastai.vision.all import *; before = set(sys.modules);"
         "from fastai_gradcam import *; import fastai_gradcam.loggers;"
-        "sys.exit(any(m.split('.')[0] in ('tensorboard', 'wandb') for m in set(sys.modules) - before))"
+        "sys.exit(any(m.split('.')[0] in ('tensorboard', 'wandb', 'mlflow') for m in set(sys.modules) - before))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
