@@ -21,6 +21,9 @@ from .methods import resolve_method
 
 __all__ = ["CAM", "CAMList", "resolve_layer"]
 
+# How many maps of the highest losses stand side by side.
+_COLUMNS = 4
+
 
 @patch
 def gradcam(
@@ -35,8 +38,9 @@ def gradcam(
       largest region), a label, an index, a list for several classes, a list of lists, a tensor or an array with a row
       for each item, `contrast` or `segment` of labels, or a callable `output -> (N,)` scores. A regression has
       `"score"` and `"-score"`, of several outputs `"score 1"` and `"-score 1"`.
-    - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`), `"all"` (every child of
-      `learn.model[0]`), a dotted name, a module, or a list of these.
+    - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`; a body with one child alone stands for
+      that child), `"all"` (each of these, at least four where a network has so many), a dotted name, a module, or a
+      list of these.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
     - `input`: of a learner with several inputs, the one that is shown and explained; 0 is the first image.
 
@@ -133,7 +137,8 @@ def plot_top_gradcams(
 
     `largest=False` takes the smallest losses. fastai v1 had this as `plot_top_losses(heatmap=True)`. A right
     prediction has one map; of several labels, each that was predicted or is true has one, and a regression has that of
-    its score. `nrows`, `ncols`: as in `learn.show_gradcam`. Raises `GradCAMError` for numbers below 1.
+    its score. Below each stands its label with its loss. `nrows`, `ncols`: as in `learn.show_gradcam`; by default four
+    stand side by side. Raises `GradCAMError` for numbers below 1.
 
     >>> from fastai.vision.all import ImageDataLoaders, resnet18
     >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
@@ -148,10 +153,13 @@ def plot_top_gradcams(
     True
     """
     _from_one_up(k=k, nrows=nrows, ncols=ncols)
-    worst = self.top_losses(min(k, len(self.losses)), largest)[1].tolist()
+    losses, worst = (found.tolist() for found in self.top_losses(min(k, len(self.losses)), largest)[:2])
     learn = self.learn
     per_item = explain(learn, lambda: _seen(learn, self.dl, worst), len(worst), BOTH, layer, method)
-    return _in_rows(per_item, nrows, ncols)
+    for cams, loss in zip(per_item, losses, strict=True):
+        for cam in cams:
+            cam.loss = loss
+    return _in_rows(per_item, nrows, ncols or (None if nrows else _COLUMNS), tile=176)
 
 
 def _from_one_up(**numbers: Any) -> None:
@@ -178,11 +186,11 @@ def _seen(learn: Learner, dl: Any, indices: list[int]) -> list[Seen]:
     return [see(learn, dl, i, name) for i, name in zip(indices, names, strict=True)]
 
 
-def _in_rows(per_item: list[list[CAM]], nrows: int | None, ncols: int | None) -> CAMList:
+def _in_rows(per_item: list[list[CAM]], nrows: int | None, ncols: int | None, tile: int = 208) -> CAMList:
     "The `CAM`s in as many columns or rows as asked for; else those of one image side by side."
     found = [cam for cams in per_item for cam in cams]
     if ncols is None and nrows is not None:
         ncols = -(-len(found) // nrows)
     counts = {len(cams) for cams in per_item}
     side_by_side = max(counts) if len(counts) == 1 and max(counts) > 1 else None
-    return CAMList(found, ncols if ncols is not None else side_by_side)
+    return CAMList(found, ncols if ncols is not None else side_by_side, tile)

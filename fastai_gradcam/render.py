@@ -163,7 +163,7 @@ def grid(
         raise GradCAMError("There are no cells to draw.")
     columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
     rows = math.ceil(len(cells) / columns)
-    gap, text, notes = tile // 16, font(tile // 14), any(c.note for c in cells)
+    gap, text, notes = tile // 16, _text_of(tile), any(c.note for c in cells)
     line = _line_of(text)
     high = max(fit(c.image.size, tile)[1] for c in cells)
     lines = 1 + any(c.subtitle for c in cells) + notes
@@ -190,7 +190,7 @@ def grid(
 
 def _draw_cell(page: Image.Image, cell: Cell, at: tuple[int, int], tile: int, high: int, style: Style) -> None:
     "A cell with its upper left corner `at`; its image is centred in `tile` × `high` pixels, with words below."
-    (x, y), text, draw = at, font(tile // 14), ImageDraw.Draw(page)
+    (x, y), text, draw = at, _text_of(tile), ImageDraw.Draw(page)
     size = fit(cell.image.size, tile)
     picture = cell.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     if cell.map is not None:
@@ -249,6 +249,10 @@ def _on_paper(
     box = draw.textbbox(at, words, font=text, anchor=anchor)
     draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), PAPER)
     draw.text(at, words, FAINT, text, anchor=anchor)
+
+
+def _text_of(tile: int) -> ImageFont.FreeTypeFont:
+    return font(min(18, tile // 14))
 
 
 def _line_of(text: ImageFont.FreeTypeFont) -> int:

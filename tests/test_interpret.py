@@ -1,5 +1,7 @@
 """`learn.show_gradcam` and `interp.plot_top_gradcams`: real images of a data set, with what is true of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def test_show_gradcam_shows_validation_images_with_their_labels(learn):
     alone = learn.gradcam(item)
     assert torch.allclose(cams[2].map, alone.map, atol=1e-6)
     assert (cams[2].pred, cams[2].image) == (alone.pred, alone.image)
-    assert cams._repr_png_().startswith(b"\x89PNG")
+    assert cams._repr_jpeg_().startswith(b"\xff\xd8")
 
 
 def test_training_images_are_shown_as_validation_sees_them(learn):
@@ -58,6 +60,22 @@ def test_the_worst_predictions_have_the_map_of_what_was_predicted_and_of_what_is
         expected += [(item.parent.name, label) for label in labels]
     assert [(c.actual, c.label) for c in cams] == expected
     assert len(interp.plot_top_gradcams(2, largest=False)) >= 2
+
+
+def test_nine_of_the_highest_losses_fit_a_screen_and_say_their_losses(learn):
+    with Quiet():
+        interp = ClassificationInterpretation.from_learner(learn)
+    losses, _ = interp.top_losses(3)
+    cams = interp.plot_top_gradcams(3)
+    assert list(dict.fromkeys(losses.tolist())) == list(dict.fromkeys(c.loss for c in cams))
+    cell = cams[0]._cell(several=True)
+    assert cell.title == f"{cams[0].actual} · loss {losses.tolist()[0]:.2f}"
+    assert cell.note == f"map of {cams[0].label} {cams[0].prob:.0%}"
+    images = [cams[0].image.copy() for _ in range(9)]
+    pairs = CAMList([replace(cam, image=image) for image in images for cam in cams[:2]])
+    pairs.columns, pairs.tile = cams.columns, cams.tile
+    assert len(pairs) == 18 and cams.columns == 4
+    assert pairs.grid().height <= 1300 and pairs.grid().width >= 600
 
 
 def test_more_images_than_there_are_gives_all(learn):

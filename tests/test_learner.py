@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,7 +40,7 @@ from torch import nn
 from training import differences, one_thread, state_around, tiny, tiny_learner  # noqa: F401
 
 from fastai_gradcam import CAM, gradcam
-from fastai_gradcam.learner import CAMList
+from fastai_gradcam.learner import CAMList, resolve_layer
 from fastai_gradcam.render import colormap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -374,7 +375,7 @@ def test_a_score_of_the_callers_own_is_explained_without_a_class(learn, photo):
     assert torch.equal(cam.map, learn.gradcam(photo, target=1).map)
     assert (cam.target, cam.label, cam.prob) == (None, None, None)
     assert cam.pred == learn.gradcam(photo).pred
-    assert cam.title() == "0.2" and cam._repr_png_()
+    assert cam.title() == "0.2" and cam._repr_jpeg_()
 
 
 def test_layers_are_named_in_every_way(learn, photo):
@@ -399,6 +400,45 @@ def test_all_layers_are_the_children_of_the_body_in_order(make_learner, photo):
     page = cams.grid()  # three by three
     assert abs(page.width - page.height) < 0.4 * page.width
     assert cams[2:4].columns == cams.columns and len(cams[2:4]) == 2
+
+
+class Named(nn.Module):
+    "As fastai wraps a network of timm: the network, which says itself what its stages are."
+
+    def __init__(self, stages):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.layer1, self.model.layer2 = nn.Identity(), nn.Identity()
+        self.model.feature_info = [{"module": name} for name in stages]
+
+
+BODIES = {
+    "a child alone stands for its children": (nn.Sequential(nn.Sequential(*map(nn.ReLU, [False] * 5))), "0.0.", 5),
+    "few children are looked into": (nn.Sequential(nn.Sequential(*[nn.Sequential(nn.ReLU()) for _ in "ab"]), nn.ReLU()), "0.", 3),
+    "enough children are not": (nn.Sequential(*[nn.Sequential(nn.ReLU(), nn.ReLU()) for _ in "abcd"]), "0.", 4),
+    "stages of timm": (Named(["layer1", "layer2"]), "0.model.layer", 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_all_layers_are_at_least_four_where_a_network_has_them(body):
+    network, start, count = BODIES[body]
+    learn = mock.Mock(model=nn.Sequential(network, nn.Linear(1, 1)))
+    names = resolve_layer(learn, "all")
+    assert len(names) == len(set(names)) == count and all(name.startswith(start) for name in names)
+    assert resolve_layer(learn, -1) == [names[-1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["squeezenet1_1", "mobilenet_v3_small", "regnet_x_400mf", "swin_t"])
+def test_networks_that_vision_learner_builds_have_at_least_four_maps(arch):
+    import torchvision
+    from fastai.vision.learner import create_vision_model
+
+    model = create_vision_model(getattr(torchvision.models, arch), 3, pretrained=False)
+    names = resolve_layer(mock.Mock(model=model), "all")
+    cams = gradcam(model, torch.rand(1, 3, 64, 64), layer=names, target=0)
+    assert len(cams.maps) >= 4 and len({maps.shape for maps in cams.maps}) > 1
 
 
 def test_a_method_is_a_name_or_a_function(learn, photo):
@@ -459,7 +499,8 @@ def test_a_learner_in_any_state_is_explained_and_left_in_it(state, image_folder,
     assert differences(before, state_around(learn.model)) == []
     assert list(learn.cbs) == cbs and [dl.rng.getstate() for dl in learn.dls.loaders] == loaders
     assert set(vars(learn)) == attributes and sorted(tmp_path.rglob("*")) == files_before
-    assert torch.allclose(inside.map, cams[2].map, rtol=1e-4, atol=1e-7) and inside.map.max() > 0
+    same = next(cam for cam in cams if cam.layer == f"{inside.layer}.2")  # the block's last module
+    assert torch.allclose(inside.map, same.map, rtol=1e-4, atol=1e-7) and inside.map.max() > 0
     agrees_with_predict(inside, learn, photo)
 
 
@@ -513,7 +554,7 @@ def test_the_hottest_place_of_the_overlay_is_the_peak_of_the_map(learn, photo):
 def test_an_empty_map_shows_the_image_alone(learn, photo):
     cam = learn.gradcam(photo, method=lambda A, G: torch.zeros_like(A[:, 0]))
     assert cam.map.max() == 0 and cam.overlay(alpha=1).tobytes() == cam.image.tobytes()
-    assert cam._repr_png_()
+    assert cam._repr_jpeg_()
 
 
 def test_show_draws_into_the_axes_given_and_returns_them(learn, photo):
@@ -540,19 +581,40 @@ def test_save_writes_the_overlay_and_says_where(learn, photo, tmp_path):
     assert Image.open(cams.save(tmp_path / "all.png")).size == cams.grid().size
 
 
-def test_a_notebook_shows_a_png(learn, photo):
+def test_a_notebook_shows_a_picture(learn, photo):
     for shown in (learn.gradcam(photo), learn.gradcam(photo, layer="all"), learn.gradcam([photo])):
-        with Image.open(io.BytesIO(shown._repr_png_())) as image:
-            assert image.format == "PNG" and min(image.size) > 150
+        with Image.open(io.BytesIO(shown._repr_jpeg_())) as image:
+            assert image.format == "JPEG" and min(image.size) > 150
     assert repr(learn.gradcam(photo, target="red")).startswith("CAM('red ")
-    assert repr(learn.gradcam(photo, layer="all")).count("CAM(") == 3
+    assert repr(learn.gradcam(photo, layer=[0, 1, 2])).count("CAM(") == 3
+
+
+def test_a_map_alone_is_large_enough_to_see_and_is_named(learn, photo):
+    cam = learn.gradcam(photo)
+    with Image.open(io.BytesIO(cam._repr_jpeg_())) as image:
+        assert image.width >= 384
+    other = next(name for name in learn.dls.vocab if name != cam.pred)
+    predicted = f"predicted {cam.pred} {cam.pred_prob:.0%}"
+    assert (cam._cell().title, cam._cell().subtitle) == (cam.title(), "")
+    asked = learn.gradcam(photo, target=other)
+    assert (asked._cell().title, asked._cell().subtitle) == (f"map of {asked.title()}", predicted)
+    assert cam._cell().note == "" and learn.gradcam(photo, layer=1)._cell().note == "layer 0.1"
+    titles = [cell.title for cell in cells_of(learn.gradcam(photo, target=[cam.pred, other]))]
+    assert titles == [f"map of {cam.title()}", f"map of {asked.title()}"]
+
+
+def cells_of(cams):
+    "What the grid of `cams` draws."
+    with mock.patch("fastai_gradcam._fastai.cams.grid", return_value=Image.new("RGB", (1, 1))) as drawn:
+        cams.grid()
+    return drawn.call_args[0][0]
 
 
 def test_a_cam_of_a_large_image_is_shown_no_larger_than_a_notebook_is_wide(image_folder, tmp_path, photo):
     learn = tiny_learner(image_folder, tmp_path, item_tfms=Resize(600))
     cam = learn.gradcam(photo)
     assert cam.image.size == (600, 600) and cam.overlay().size == (600, 600)
-    with Image.open(io.BytesIO(cam._repr_png_())) as image:
+    with Image.open(io.BytesIO(cam._repr_jpeg_())) as image:
         assert image.width < 500
 
 

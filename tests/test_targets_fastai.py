@@ -365,7 +365,7 @@ def test_a_regression_has_its_score_and_the_negative(regression, photo):
     assert torch.allclose(up.map, gradcam(regression.model, x, target=lambda o: o, **signed).maps[0][0])
     assert cam.prob is None and cam.pred_prob is None and float(cam.pred) == pytest.approx(-3, abs=1e-3)
     assert regression.gradcam(photo, target=0).label == "score" and "score" in repr(cam)
-    assert cam.title() == "score" and cam._repr_png_().startswith(b"\x89PNG")
+    assert cam.title() == "score" and cam._repr_jpeg_().startswith(b"\xff\xd8")
     both = regression.gradcam(photo, target=["score", "-score"])
     assert [c.label for c in both] == ["score", "-score"]
 
@@ -543,7 +543,7 @@ def test_a_volume_is_drawn_as_slices(tmp_path):
     data, learn = _volumes(tmp_path)
     cam = learn.gradcam(data[0][0], target=1)
     assert cam.map.shape == (4, 8, 12) and cam.image.size == (48, 32)
-    assert cam.overlay().size == (48, 32) and cam._repr_png_().startswith(b"\x89PNG")
+    assert cam.overlay().size == (48, 32) and cam._repr_jpeg_().startswith(b"\xff\xd8")
     bright = torch.zeros(4, 8, 12)
     bright[3] = 1
     cam.map = bright

@@ -34,7 +34,7 @@ examples:
   fastai-gradcam demo                                  what the README shows
   fastai-gradcam demo --shortcut --epochs 3            a model that cheats, and maps that show it
   fastai-gradcam demo --layer 7 --method layercam      another layer, another method
-  fastai-gradcam demo --layer all                      every child of learn.model[0]
+  fastai-gradcam demo --layer all                      every stage of the network
 {CODES}"""
 
 TRAIN_EPILOG = f"""
@@ -68,8 +68,8 @@ METHODS = (
 )
 METHOD_HELP = f"how maps are made: {METHODS}; +noise, +aug and +eigen may follow a name (default: gradcam)"
 LAYER_HELP = (
-    "a number i for learn.model[0][i] (-1 is the last), a dotted name such as 0.6.1, or 'all' for every child of "
-    "learn.model[0]"
+    "a number i for learn.model[0][i] (-1 is the last), a dotted name such as 0.6.1, or 'all' for every stage of "
+    "the network"
 )
 
 

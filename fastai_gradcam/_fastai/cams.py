@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,17 @@ from typing import TYPE_CHECKING, Any, overload
 from PIL import Image
 from torch import Tensor
 
+from .._draw.picture import Picture, picture
+from .._run.words import map_note, prediction
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, Cell, grid, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["CAM", "CAMList"]
+
+# Pixels of a picture that stands alone in a notebook.
+_ALONE = 384
 
 
 @dataclass(repr=False)
@@ -27,7 +31,8 @@ class CAM:
     - `image`: what the model saw, a PIL image.
     - `layer`: the layer's dotted name. `target`: the index of the class explained, `label`: its name.
     - `prob`: the probability of that class, 0…1. `pred`, `pred_prob`: the predicted class's name and probability.
-    - `actual`: the image's label, where it is known. `notes`: what one should know about the map, if anything.
+    - `actual`: the image's label, and `loss`: its loss, where they are known. `name_layer`: whether pictures name the
+      layer, because it was asked for. `notes`: what one should know about the map, if anything.
 
     In a notebook a `CAM` shows itself.
 
@@ -55,13 +60,15 @@ class CAM:
     pred_prob: float | None = None
     actual: str | None = None
     notes: list[str] = field(default_factory=list)
+    loss: float | None = None
+    name_layer: bool = False
 
     def overlay(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Image.Image:
         """The image with the map over it, PIL, at the image's size: `(1 - alpha)·image + alpha·colour`.
 
         `cmap`: any of matplotlib's. An empty map gives the image as it is.
         """
-        return overlay(self.image, self.map.numpy(), alpha, cmap)
+        return picture(overlay(self.image, self.map.numpy(), alpha, cmap))
 
     def show(
         self,
@@ -87,9 +94,7 @@ class CAM:
 
     def title(self) -> str:
         "The class explained with its probability, and the layer where the class has no name."
-        if self.label is None:
-            return self.layer
-        return self.label if self.prob is None else f"{self.label} {self.prob:.0%}"
+        return prediction(self.label, self.prob) or self.layer
 
     def save(self, path: str | Path, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP) -> Path:
         """Save the overlay as an image file, by the suffix of `path`, and return the path.
@@ -100,20 +105,24 @@ class CAM:
         self.overlay(alpha, cmap).save(path)
         return path
 
-    def _cell(self, name_layer: bool = False) -> Cell:
-        "How a grid shows this map: the label or class first, then the prediction where that is not the same."
-        sure = f"{self.pred} {self.pred_prob:.0%}" if self.pred_prob is not None else self.pred or ""
-        layer = f"layer {self.layer}" if name_layer else ""
-        if self.actual is not None:
-            explained = "" if self.label in (None, self.pred) else f"map of {self.title()}"
-            note = " · ".join(filter(None, (explained, layer)))
-            return Cell(self.image, self.map.numpy(), self.actual, sure, self.pred == self.actual, note)
-        predicted = f"predicted {sure}" if sure and self.label != self.pred else ""
-        title = f"{layer}: {self.title()}" if name_layer else self.title()
-        return Cell(self.image, self.map.numpy(), title, predicted)
+    def _cell(self, several: bool = False) -> Cell:
+        """How a grid shows this map, in the words of a run's grids: the label, the prediction, and what the map is of.
 
-    def _repr_png_(self) -> bytes:
-        return _png(grid([self._cell()], tile=_tile(self.image)))
+        `several`: whether the image has maps of several classes, each of which is named.
+        """
+        answer = prediction(self.pred, self.pred_prob)
+        of = map_note(self.label, self.prob, self.pred, always=several)
+        layer = f"layer {self.layer}" if self.name_layer else ""
+        title, right = of or self.title(), None
+        if self.actual is not None:
+            loss = "" if self.loss is None else f"loss {self.loss:.2f}"
+            title, right = " · ".join(filter(None, (self.actual, loss))), self.pred == self.actual
+        elif answer:
+            of, answer = "", f"predicted {answer}" if of else ""
+        return Cell(self.image, self.map.numpy(), title, answer, right, " · ".join(filter(None, (of, layer))))
+
+    def _repr_jpeg_(self) -> bytes:
+        return CAMList([self]).grid(tile=_ALONE)._repr_jpeg_()
 
     def __repr__(self) -> str:
         size = "×".join(map(str, self.map.shape))
@@ -122,7 +131,7 @@ class CAM:
 
 @dataclass(repr=False)
 class CAMList(Sequence[CAM]):
-    """Several `CAM`s, which show as one grid; `columns` says how many stand side by side.
+    """Several `CAM`s, which show as one grid; `columns` says how many stand side by side, `tile` how large.
 
     >>> from fastai.vision.all import ImageDataLoaders, resnet18
     >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
@@ -138,6 +147,7 @@ class CAMList(Sequence[CAM]):
 
     cams: list[CAM] = field(default_factory=list)
     columns: int | None = None
+    tile: int = 208
 
     @overload
     def __getitem__(self, index: int) -> CAM: ...
@@ -146,17 +156,20 @@ class CAMList(Sequence[CAM]):
     def __getitem__(self, index: slice) -> CAMList: ...
 
     def __getitem__(self, index: int | slice) -> CAM | CAMList:
-        return CAMList(self.cams[index], self.columns) if isinstance(index, slice) else self.cams[index]
+        return CAMList(self.cams[index], self.columns, self.tile) if isinstance(index, slice) else self.cams[index]
 
     def __len__(self) -> int:
         return len(self.cams)
 
-    def grid(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP, tile: int = 208) -> Image.Image:
+    def grid(self, alpha: float = DEFAULT_ALPHA, cmap: str = DEFAULT_CMAP, tile: int | None = None) -> Picture:
         """All maps as one labelled PIL image, RGB, each at most `tile` pixels high and wide; `alpha`, `cmap` as in
         `CAM`.
         """
-        layers = len({c.layer for c in self.cams}) > 1
-        return grid([c._cell(layers) for c in self.cams], "", self.columns, tile, alpha, cmap)
+        classes: dict[int, set[str | None]] = {}
+        for cam in self.cams:
+            classes.setdefault(id(cam.image), set()).add(cam.label)
+        cells = [cam._cell(several=len(classes[id(cam.image)]) > 1) for cam in self.cams]
+        return picture(grid(cells, "", self.columns, tile or self.tile, alpha, cmap))
 
     def show(
         self,
@@ -182,18 +195,9 @@ class CAMList(Sequence[CAM]):
         self.grid(alpha, cmap).save(path)
         return path
 
-    def _repr_png_(self) -> bytes:
-        return _png(self.grid())
+    def _repr_jpeg_(self) -> bytes:
+        return self.grid()._repr_jpeg_()
 
     def __repr__(self) -> str:
         return "[" + ",\n ".join(map(repr, self.cams)) + "]"
 
-
-def _tile(image: Image.Image) -> int:
-    return min(384, max(208, *image.size))
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()

@@ -31,6 +31,8 @@ __all__ = ["BOTH", "Seen", "explain", "image_at", "model_input", "resolve_layer"
 BOTH = object()
 # Images that the model is shown at once.
 _MOST = 32
+# A body of fewer stages is looked into for those inside.
+_FEWEST = 4
 
 
 @dataclass
@@ -114,6 +116,8 @@ def explain(
             cams = explain_inputs(net, x, layer=layers, target=wanted, method=method, input=shown)
             words = [task.in_words(target, start + i, n) for i in range(len(some))] if callable(target) else None
             found += _explained(cams, some, task, target is None or target is BOTH, words)
+    for cam in (cam for of_one in found for cam in of_one):
+        cam.name_layer = layer is not None
     return found
 
 
@@ -173,30 +177,54 @@ def _answers(task: Task, output: Any, head: int) -> list[Answer] | None:
 
 
 def resolve_layer(learn: Learner, layer: Any) -> list[str]:
-    """`layer` of a learner as dotted names: an int `i` is `learn.model[0][i]`, `"all"` every child of `learn.model[0]`.
+    """`layer` of a learner as dotted names: an int `i` is child `i` of the body `learn.model[0]`, `"all"` all of them.
 
-    Raises `GradCAMError` for a layer that does not exist, with those that do.
+    A body with one child alone stands for that child. For `"all"`, a body of fewer than four children is looked into as
+    well. The layers of a network of timm are its stages, as `feature_info` has them. Raises `GradCAMError` for a layer that does not exist, with those that do.
     """
     model = unwrap(learn.model)
     if isinstance(layer, str) and layer == "all":
-        return [f"0.{i}" for i in range(len(_body(model)))]
+        return _stages(model, _FEWEST)
     several = as_list(layer)
     if several:
         return [name for one in several for name in resolve_layer(learn, one)]
     if isinstance(layer, int) and not isinstance(layer, bool):
-        count = len(_body(model))
-        if not -count <= layer < count:
-            raise GradCAMError(f"layer {layer} does not exist: learn.model[0] has layers 0 to {count - 1}.")
-        return [f"0.{layer % count}"]
+        stages = _stages(model, 2)
+        if not -len(stages) <= layer < len(stages):
+            holder = stages[0].rpartition(".")[0].replace(".", "][")
+            raise GradCAMError(
+                f"layer {layer} does not exist: learn.model[{holder}] has layers 0 to {len(stages) - 1}."
+            )
+        return [stages[layer]]
     return [name for name, _ in named_layers(model, layer)]
 
 
-def _body(model: nn.Module) -> nn.Sequential:
-    first = model[0] if isinstance(model, nn.Sequential) and len(model) else None
-    if not isinstance(first, nn.Sequential):
+def _stages(model: nn.Module, least: int) -> list[str]:
+    "The children of `model`'s body; while they are fewer than `least`, plain containers give way to their children."
+    body = model[0] if isinstance(model, nn.Sequential) and len(model) else None
+    # timm's networks, which are no sequences, say themselves what their stages are.
+    inside = getattr(getattr(body, "model", None), "feature_info", None)
+    if isinstance(inside, (list, tuple)):
+        return [f"0.model.{stage['module']}" for stage in inside]
+    if not isinstance(body, nn.Sequential):
         children = ", ".join(name for name, _ in model.named_children())
         raise GradCAMError(
             f'A layer by number, and "all", are children of learn.model[0], which this {type(model).__name__} does not '
             f"have: name a layer instead, such as one of {children}."
         )
-    return first
+    stages: list[tuple[str, nn.Module]] = [("0", body)]
+    while len(stages) < least and any(map(_is_container, stages)):
+        stages = [
+            inner
+            for name, module in stages
+            for inner in (
+                [(f"{name}.{child}", part) for child, part in module.named_children()]
+                if _is_container((name, module))
+                else [(name, module)]
+            )
+        ]
+    return [name for name, _ in stages]
+
+
+def _is_container(stage: tuple[str, nn.Module]) -> bool:
+    return isinstance(stage[1], nn.Sequential) and len(stage[1]) > 0
