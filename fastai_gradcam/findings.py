@@ -26,6 +26,7 @@ __all__ = [
     "Thresholds",
     "checks",
     "checks_in_words",
+    "checks_of",
     "findings",
     "findings_of",
 ]
@@ -92,6 +93,16 @@ def checks(history: pd.DataFrame, thresholds: Thresholds = DEFAULTS, layer: str 
         return dict.fromkeys(TITLES.values(), "no frame after training")
     panel = Panel(rows, thresholds, {}, {})
     return {kind.title: kind.lacks(panel) for kind in kinds.values()}
+
+
+def checks_of(run: RunFiles, thresholds: Thresholds = DEFAULTS) -> dict[str, str]:
+    "As `checks`, for a run: also whether images were changed to try what a class depends on, and if not, why."
+    reason = ""
+    if read_table(run.path).empty:
+        left_out = read_table(run.path, "classes")
+        whole = left_out.loc[left_out["label"] == "", "left_out"].tolist()
+        reason = whole[0].rstrip(".") if whole else "no class was judged" if len(left_out) else "no judging"
+    return {**checks(run.history, thresholds), TITLE: reason}
 
 
 def checks_in_words(checked: Mapping[str, str]) -> str:

@@ -83,7 +83,9 @@ def test_train_watches_and_says_where_the_pictures_are(trained):
     assert lines.index(f"grids:   {path / 'frames'}") > next(
         i for i, l in enumerate(lines) if l.startswith("accuracy on")
     )
-    assert lines[-1] == f"learner: {learner}; next: fastai-gradcam explain {learner} IMAGE"
+    assert lines[-2] == f"learner: {learner}"
+    assert lines[-1] == f"next:    open the report in a browser, or: fastai-gradcam explain {learner} IMAGE"
+    assert any(l.startswith(("finding: ", "no finding. Looked for: ")) for l in lines)
     assert str(path / "report.html") in done.stdout
     assert (path / "report.html").exists() and (path / "evolution.png").exists()
 
@@ -295,13 +297,17 @@ def test_a_class_is_meant_by_its_name_before_its_number(numbers, tmp_path, capsy
     assert row["target"] == label
 
 
+# Of a body of three blocks, what is inside them.
+LAYERS = [f"0.{i}.{j}" for i in range(3) for j in range(3)]
+
+
 def test_overlays_are_named_by_layer_and_class_where_there_are_several(numbers, tmp_path, capsys):
     images = of_colours(tmp_path / "images", ["red"])
     rows = explained(
         capsys, numbers, images, "--layer", "all", "--target", "1", "--target", "2", "--out", tmp_path / "out"
     )
     assert {Path(row["overlay"]).name for row in rows} == {
-        f"images-red-{label}-0.{i}.png" for label in "12" for i in (0, 1, 2)
+        f"images-red-{label}-{layer}.png" for label in "12" for layer in LAYERS
     }
     for row in rows:
         assert Path(row["overlay"]).name == f"images-red-{row['target']}-{row['layer']}.png"
@@ -322,12 +328,29 @@ def test_overlays_of_an_earlier_run_are_no_images_to_explain(numbers, tmp_path, 
     assert (images / "red.png").read_bytes() == before
 
 
+def test_the_table_fits_100_columns_whatever_the_names_are():
+    from fastai_gradcam._cli.explain import table
+
+    row = {
+        "image": "/a/" + "folder/" * 30 + "end.jpg",
+        "pred": "p" * 60,
+        "pred_prob": 1.0,
+        "target": "t" * 60,
+        "prob": 0.5,
+    }
+    lines = table([row | {"layer": f"0.{'x' * 40}{i}"} for i in range(2)]).splitlines()
+    assert all(len(line) <= 100 for line in lines) and lines[1].startswith("/a/folder")
+    assert all("end.jpg" in line and line.endswith(f"x{i}") for i, line in enumerate(lines[1:]))
+    assert "layer" not in table([row | {"layer": "0.1"}])
+
+
 def test_explain_prints_a_table_in_columns_and_writes_it(numbers, tmp_path, capsys):
     images = of_colours(tmp_path / "images", ["red", "blue-of-a-long-name"])
     assert main(["explain", str(numbers), str(images), "--target", "10", "--out", str(tmp_path / "out")]) == 0
     head, *lines, last = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and last == f"table: {tmp_path / 'out' / 'table.csv'}"
-    for name, word in (("predicted", None), ("map of", "10"), ("overlay", str(tmp_path / "out"))):
+    assert len(lines) == 2 and last == f"overlays and table: {tmp_path / 'out'}"
+    assert max(map(len, [head, *lines])) <= 100
+    for name, word in (("predicted", None), ("map of", "10")):
         at = head.index(name)
         assert all(line[at - 1] == " " != line[at] for line in lines)
         assert word is None or all(line[at:].startswith(word) for line in lines)

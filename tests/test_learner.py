@@ -412,12 +412,13 @@ class Named(nn.Module):
         self.model.feature_info = [{"module": name} for name in stages]
 
 
+FEW = nn.Sequential(nn.Sequential(*[nn.Sequential(nn.ReLU()) for _ in "ab"]), nn.ReLU())
 BODIES = {
     "a child alone stands for its children": (nn.Sequential(nn.Sequential(*map(nn.ReLU, [False] * 5))), "0.0.", 5),
-    "few children are looked into": (nn.Sequential(nn.Sequential(*[nn.Sequential(nn.ReLU()) for _ in "ab"]), nn.ReLU()), "0.", 3),
+    "few children are looked into": (FEW, "0.", 3),
     "enough children are not": (nn.Sequential(*[nn.Sequential(nn.ReLU(), nn.ReLU()) for _ in "abcd"]), "0.", 4),
     "stages of timm": (Named(["layer1", "layer2"]), "0.model.layer", 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("body", BODIES)

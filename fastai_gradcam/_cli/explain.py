@@ -18,6 +18,7 @@ from fastai.learner import Learner, load_learner
 
 from .._errors import GradCAMError
 from .._fastai.explain import Seen, explain, see_item
+from .._run.words import brief
 from ..learner import CAM
 from ..methods import resolve_method
 from .terminal import progress
@@ -26,6 +27,8 @@ __all__ = ["COLUMNS", "Overlays", "cams_by_image", "image_files", "load", "run_e
 
 COLUMNS = ("image", "overlay", "target", "prob", "pred", "pred_prob", "layer")
 _TOGETHER = 16
+# Letters of a line of the table in the terminal, and of the name of a class or a layer in it.
+_WIDEST, _NAME = 100, 18
 
 
 def run_explain(options: Namespace) -> int:
@@ -53,7 +56,7 @@ def run_explain(options: Namespace) -> int:
     finally:
         written = overlays.write_table()
     if not options.json:
-        print(f"{table(overlays.rows)}\ntable: {written}")
+        print(f"{table(overlays.rows)}\noverlays and table: {written.parent}")
     return 1 if unread else 0
 
 
@@ -182,18 +185,22 @@ class Overlays:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    "The rows as text in columns: image, prediction, explained class, overlay."
-    lines = [("image", "predicted", "", "map of", "", "overlay")]
-    lines += [
-        (r["image"], r["pred"] or "", _percent(r["pred_prob"]), _explained(r), _percent(r["prob"]), r["overlay"])
-        for r in rows
-    ]
+    "The rows as text in columns, at most `_WIDEST` wide: image, prediction, explained class, and layer if several."
+    lines = [["image", "predicted", "", "map of", "", "layer"]]
+    for r in rows:
+        image, pred, target = r["image"], r["pred"] or "", "the output" if r["target"] is None else r["target"]
+        lines.append([image, pred, _percent(r["pred_prob"]), target, _percent(r["prob"]), r["layer"]])
+    if len({r["layer"] for r in rows}) < 2:
+        lines = [line[:-1] for line in lines]
+    # Names of classes and layers first, then what is left for the images' names.
+    for i in (1, 3, *range(5, len(lines[0]))):
+        for line in lines:
+            line[i] = brief(line[i], _NAME)
+    room = _WIDEST - sum(max(len(line[i]) for line in lines) + 2 for i in range(1, len(lines[0])))
+    for line in lines:
+        line[0] = brief(line[0], room)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def _explained(row: dict[str, Any]) -> str:
-    return row["target"] if row["target"] is not None else "the output"
 
 
 def _percent(share: float | None) -> str:

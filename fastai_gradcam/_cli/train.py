@@ -27,12 +27,16 @@ from .._errors import GradCAMError, one_of
 from .._fastai.items import opened
 from .._fastai.scratch import scratch_learner
 from ..callback import GradCAMCallback
+from ..findings import checks_in_words, checks_of
 from ..methods import resolve_method
 from ..run import Run
 from .folders import ImageFolder, read_folder
 from .terminal import progress, say
 
 __all__ = ["Training", "run_demo", "run_train", "train"]
+
+# Findings that the terminal says; the report has all.
+_MOST_FOUND = 3
 
 
 # --- the commands
@@ -116,16 +120,22 @@ def _conclusion(run: Run, export: Path | None) -> Iterator[str]:
     if shares := _shares_on_object(run):
         words = " → ".join(f"{s:.0%}" for s in shares)
         yield f"share of the attention that lies on the object, frame by frame: {words}"
-    found = run.findings()
-    if len(found):
-        more = f" (and {len(found) - 1} more in the report)" if len(found) > 1 else ""
-        yield f"finding: {found['text'].iloc[0]}{more}"
+    found = run.findings()["text"].tolist()
+    for text in found[:_MOST_FOUND]:
+        yield f"finding: {text}"
+    if not found:
+        yield f"no finding. {checks_in_words(checks_of(run))}"
+    elif len(found) > _MOST_FOUND:
+        yield f"         and {len(found) - _MOST_FOUND} more in the report"
     yield f"grids:   {run.path / 'frames'}"
     for what, file in (("report: ", "report.html"), ("course: ", "evolution.png")):
         if (run.path / file).exists():
             yield f"{what} {run.path / file}"
     if export:
-        yield f"learner: {export}; next: fastai-gradcam explain {export} IMAGE"
+        yield f"learner: {export}"
+        yield f"next:    open the report in a browser, or: fastai-gradcam explain {export} IMAGE"
+    else:
+        yield "next:    open the report in a browser"
 
 
 def _shares_on_object(run: Run) -> list[float]:

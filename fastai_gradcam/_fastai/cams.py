@@ -200,4 +200,3 @@ class CAMList(Sequence[CAM]):
 
     def __repr__(self) -> str:
         return "[" + ",\n ".join(map(repr, self.cams)) + "]"
-

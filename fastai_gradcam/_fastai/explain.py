@@ -180,7 +180,8 @@ def resolve_layer(learn: Learner, layer: Any) -> list[str]:
     """`layer` of a learner as dotted names: an int `i` is child `i` of the body `learn.model[0]`, `"all"` all of them.
 
     A body with one child alone stands for that child. For `"all"`, a body of fewer than four children is looked into as
-    well. The layers of a network of timm are its stages, as `feature_info` has them. Raises `GradCAMError` for a layer that does not exist, with those that do.
+    well. The layers of a network of timm are its stages, as its `feature_info` has them. Raises `GradCAMError` for a
+    layer that does not exist, with those that do.
     """
     model = unwrap(learn.model)
     if isinstance(layer, str) and layer == "all":

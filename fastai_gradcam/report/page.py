@@ -17,7 +17,7 @@ from .._run.files import image_bytes, stamp_of, write_whole
 from .._run.reader import RunFiles
 from .._run.schema import FrameEntry, PanelItem, grid_file
 from .._run.words import frame_name
-from ..findings import TITLES, TRIED_TITLES, Thresholds, checks, checks_in_words, findings_of
+from ..findings import TITLES, TRIED_TITLES, Thresholds, checks_in_words, checks_of, findings_of
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, colormap
 from .history import history_of
 from .mailed import as_text, by_name, in_words, mailed
@@ -207,7 +207,7 @@ def _findings(run: RunFiles, thresholds: Thresholds | None) -> tuple[list[dict[s
     "The findings as plain dicts and what was looked for; `None`, with a note, if they could not be worked out."
     try:
         found = findings_of(run, thresholds)
-        checked = checks_in_words(checks(run.history, thresholds or Thresholds()))
+        checked = checks_in_words(checks_of(run, thresholds or Thresholds()))
     except Exception as error:
         return None, "", [f"The findings could not be worked out ({reason_of(error)})."]
     shown = found[["kind", "severity", "frame", "layer", "label", "items", "text"]]
