@@ -30,6 +30,7 @@ PAGES = [
         "In a notebook",
         "learner",
         """Learner.gradcam Learner.show_gradcam Learner.gradcam_check Learner.gradcam_judge
+        Learner.gradcam_atlas
         ClassificationInterpretation.plot_top_gradcams
         CAM CAMList""".split(),
     ),
@@ -46,6 +47,7 @@ PAGES = [
     ),
     ("Runs", "run", ["Run"]),
     ("Findings", "findings", ["findings", "Thresholds"]),
+    ("The whole data set", "atlas", ["Atlas", "to_spotlight", "to_fiftyone", "to_wandb"]),
     ("Judging", "judge", ["judge", "Verdicts", "Rule", "Suspicion"]),
     ("Pictures of a run", "pictures", ["evolution", "animation", "plot"]),
     ("Comparing runs", "comparison", ["compare"]),

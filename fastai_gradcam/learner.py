@@ -11,6 +11,7 @@ from fastcore.basics import patch
 
 from ._errors import GradCAMError
 from ._fastai import check  # noqa: F401  (learn.gradcam_check)
+from ._fastai.atlas import gradcam_atlas as gradcam_atlas  # patches Learner
 from ._fastai.cams import CAM, CAMList
 from ._fastai.explain import BOTH, Seen, explain, resolve_layer, see, see_item
 from ._fastai.items import is_one_item, item_name

@@ -76,17 +76,17 @@ def judging_set(learn: Learner, n: int = MOST, seed: int = 12345, masks: Masks =
         except Exception:
             return to_image(x)
 
-    return JudgingSet(data, task.vocab, draw)
+    return JudgingSet(data, task.vocab, draw, indices=[chosen.indices[i] for i in order])
 
 
 @contextmanager
-def judging_bar(learn: Learner) -> Iterator[Callable[[float], None] | None]:
+def judging_bar(learn: Learner, doing: str = "judging") -> Iterator[Callable[[float], None] | None]:
     """A progress bar as the learner's own, if it shows one."""
     if not hasattr(learn, "progress"):
         yield None
         return
     bar = progress_bar(range(100), leave=False)
-    bar.comment = "judging"
+    bar.comment = doing
     shown = [0]
     bar.on_iter_begin()
     bar.update(0)

@@ -26,7 +26,7 @@ from .masks import Masks, finder, mask_of, warn_of_shared, warn_of_unseen
 from .private import private
 from .tasks import task_of
 
-__all__ = ["build_panel", "chosen_of", "refuse_own_pictures"]
+__all__ = ["build_panel", "chosen_of", "item_at", "of_one_process", "refuse_own_pictures"]
 
 
 @dataclass
@@ -54,7 +54,7 @@ def build_panel(
     takes all of it, with a warning; so does one whose labels cannot be read, if it needs them (`need_labels`).
     """
     _refuse_what_is_no_image(learn.dls)
-    dls = _of_one_process(learn.dls)
+    dls = of_one_process(learn.dls)
     chosen = _choose(learn, dls, n, items, seed, need_labels)
     find = finder(masks, None if items is None else len(chosen.names))
     seen: list[Seen] = []
@@ -81,7 +81,7 @@ def build_panel(
 
 def chosen_of(learn: Learner, n: int, seed: int) -> _Chosen:
     "`n` images of the validation set, spread over the classes by `seed`."
-    return _choose(learn, _of_one_process(learn.dls), n, None, seed, True)
+    return _choose(learn, of_one_process(learn.dls), n, None, seed, True)
 
 
 def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int, need_labels: bool) -> _Chosen:
@@ -113,7 +113,7 @@ def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int, nee
         )
     dl = dls.valid.new(shuffle=False, drop_last=False, num_workers=0)
     indices = _checked(items, size) if items is not None else _spread(learn, n, seed)
-    sources = [_at(getattr(valid, "items", None), i) for i in indices]
+    sources = [item_at(getattr(valid, "items", None), i) for i in indices]
     return _Chosen(dl, indices, sources, [item_name(s, i, root) for s, i in zip(sources, indices, strict=True)])
 
 
@@ -150,7 +150,7 @@ def _refuse_what_is_no_image(dls: Any) -> None:
         )
 
 
-def _of_one_process(dls: DataLoaders) -> DataLoaders:
+def of_one_process(dls: DataLoaders) -> DataLoaders:
     "`dls` without fastai's wrapping for distributed training, which deals items to processes and makes no new loaders."
     loaders = getattr(dls, "loaders", [])
     # It needs accelerate, which fastai does not; without it imported no loader is one of its kind.
@@ -168,7 +168,7 @@ def _listed(items: Any, known: Any, root: Path | None) -> list:
     if hasattr(items, "iloc") and hasattr(items, "columns"):
         return [items.iloc[i] for i in range(len(items))]
     items = items.tolist() if isinstance(items, (Tensor, np.ndarray)) else list(items)
-    if known is None or not len(known) or not isinstance(_at(known, 0), Path):
+    if known is None or not len(known) or not isinstance(item_at(known, 0), Path):
         return items
     return [_file(i, root) if isinstance(i, (str, Path)) else i for i in items]
 
@@ -206,7 +206,7 @@ def _checked(indices: Sequence[int], size: int) -> list[int]:
     return [int(i) for i in indices]
 
 
-def _at(items: Any, index: int) -> Any:
+def item_at(items: Any, index: int) -> Any:
     if items is None:
         return None
     return items.iloc[index] if hasattr(items, "iloc") else items[index]
@@ -251,7 +251,7 @@ def _targets(seen: Sequence[Seen]) -> tuple[Tensor, ...]:
 def _labels(learn: Learner, y: tuple[Tensor, ...], n: int) -> list[str | None]:
     if not y:
         return [None] * n
-    task = task_of(_of_one_process(learn.dls), learn.loss_func)
+    task = task_of(of_one_process(learn.dls), learn.loss_func)
     codes = task.heads[0].vocab
     if y[0].ndim > 2 and codes and len(codes) == 2 and set(y[0].unique().tolist()) == {0, 255}:
         warn(

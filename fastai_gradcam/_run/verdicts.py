@@ -23,6 +23,8 @@ VERDICT_COLUMNS = ("label", "test", "images", "effect", "control", "low", "high"
 CLASS_COLUMNS = ("label", "place", "area", "alike", "spread", "stands_out", "colour", "left_out")
 PICTURE_COLUMNS = ("label", "test", "file", "caption")
 ALARM_COLUMNS = ("frame", "label", "test", "effect", "control")
+# Of an atlas: each change of an image, and of the image in it whose class is tested.
+TRIAL_COLUMNS = ("index", "label", "test", "effect", "control")
 _WORDS = {"label", "test", "verdict", "place", "left_out", "file", "caption"}
 _FILES = {
     "verdicts": ("verdicts.csv", VERDICT_COLUMNS),
@@ -30,6 +32,7 @@ _FILES = {
     "classes": ("patches/classes.csv", CLASS_COLUMNS),
     "pictures": ("patches/pictures.csv", PICTURE_COLUMNS),
     "alarms": ("patches/alarms.csv", ALARM_COLUMNS),
+    "trials": ("patches/trials.csv", TRIAL_COLUMNS),
 }
 
 
@@ -70,7 +73,7 @@ def write_verdicts(
 
 
 def write_table(path: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table `name` (`verdicts`, `pooled`, `classes`, `pictures` or `alarms`) of the run `path`."""
+    """Write the table `name` (`verdicts`, `pooled`, `classes`, `pictures`, `alarms` or `trials`) of the run `path`."""
     import pandas as pd
 
     file, columns = _FILES[name]

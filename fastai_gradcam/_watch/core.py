@@ -208,7 +208,7 @@ class Watcher:
         net = shadow(unwrap(self.subject.model()), self._own_weights)
         self.task.listen(net)
         look = Look.of(in_chunks(len(panel), lambda part: self._cams(net, part, self.layers)))
-        loss = losses(self._loss(), look.output, panel)
+        loss = losses(self._loss(), look.output, panel.y, len(panel))
         rows_ = look.rows(panel, self.task, self.settings.target, loss, self._previous, self._first)
         place = {"frame": frame.frame, "fit": frame.fit, "epoch": frame.epoch}
         frame.maps, frame.rows = look.maps, [place | row for row in rows_]

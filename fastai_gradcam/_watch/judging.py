@@ -41,12 +41,13 @@ def images_for(trained: int) -> int:
 @dataclass
 class JudgingSet:
     """Images to judge by: `data()` gives batches `(x, y)` or `(x, y, masks)`, the same each time; `picture` draws one,
-    `bar()` shows the progress."""
+    `bar()` shows the progress. `indices`: which images of the validation set they are, if they are from one."""
 
     data: Callable[[], Iterable[Any]]
     vocab: list[str] | None
     picture: Callable[[Tensor], Image.Image] | None = None
     bar: Callable[[], AbstractContextManager[Callable[[float], None] | None]] = nullcontext
+    indices: list[int] = field(default_factory=list)
 
 
 def set_of_panel(panel: Panel, task: Task) -> JudgingSet:

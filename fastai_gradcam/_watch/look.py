@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,15 +124,14 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(words in str(error) for words in _NO_MEMORY)
 
 
-def losses(loss: Any, output: Any, panel: Panel) -> list[float | None]:
-    "The loss of each image by the training's own loss function, `None` where it has none per image."
-    n = len(panel)
-    if loss is None or not panel.y:
+def losses(loss: Any, output: Any, targets: Sequence[Tensor], n: int) -> list[float | None]:
+    "The loss of each of `n` images by the training's own loss function, `None` where it has none per image."
+    if loss is None or not targets:
         return [None] * n
     try:
         output = mapped(lambda t: t.float() if t.is_floating_point() else t, output)
         device = tensors(output)[0].device
-        ys = [y.to(device) for y in panel.y]
+        ys = [y.to(device) for y in targets]
         each: list[float | None] = [
             float(loss(rows(output, slice(i, i + 1)), *(y[i : i + 1] for y in ys))) for i in range(n)
         ]

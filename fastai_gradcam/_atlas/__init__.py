@@ -1,0 +1,1 @@
+"""The atlas of a data set: its folder, what is read from it, and its page. Reads without torch."""
