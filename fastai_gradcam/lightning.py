@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from ._net.guard import undisturbed
-from ._watch.dataset import Source
+from ._net.shadow import shadow
+from ._watch.dataset import Source, private
 from ._watch.settings import Logger
 from ._watch.trained import Trained
 from .run import Run
@@ -128,5 +132,30 @@ def _source(trainer: Trainer, module: LightningModule) -> Source:
     while isinstance(loader, (list, tuple, dict)):
         loader = next(iter(loader.values() if isinstance(loader, dict) else loader), None)
     batches = getattr(loader, "batch_sampler", None) is not None
-    collate = getattr(loader, "collate_fn", None) if batches else None
-    return Source(getattr(loader, "dataset", None), collate or default_collate)
+    collate = (getattr(loader, "collate_fn", None) if batches else None) or default_collate
+    dataset = getattr(loader, "dataset", None)
+    return Source(dataset, lambda samples: _as_validated(trainer, module, collate(samples)))
+
+
+def _as_validated(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    "The batch as the module's or the data module's own hooks prepare it in validation."
+    stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
+    try:
+        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+            data = getattr(trainer, "datamodule", None)
+            owner = data if data is not None and is_overridden(name, data) else module
+            if owner is data or is_overridden(name, module):
+                at = [module.device] if name == "transfer_batch_to_device" else []
+                batch = getattr(_copy_of(owner, trainer), name)(batch, *at, 0)
+        return batch
+    finally:
+        trainer.state.stage = stage
+
+
+def _copy_of(owner: LightningModule | LightningDataModule, trainer: Trainer) -> Any:
+    "A copy with the same trainer: the hooks may count or draw."
+    own: Any = shadow(owner) if isinstance(owner, LightningModule) else copy(owner)
+    own.trainer = None  # it holds the model and all data
+    own = own if isinstance(owner, LightningModule) else private(own)
+    own.trainer = trainer
+    return own

@@ -203,6 +203,46 @@ def test_a_batch_of_ones_own_form_is_taken_apart_by_inputs(fit):
     assert [p["label"] for p in run.panel] == ["green", "blue"] and statuses(run) == ["ok"] * 3
 
 
+@pytest.mark.parametrize("whose", ["module", "data module"])
+def test_a_batch_is_prepared_as_in_validation(whose, fit, tmp_path):
+    class Prepares:
+        calls = 0
+
+        def on_after_batch_transfer(self, batch, index):
+            self.calls += 1
+            # As augmentation on the device is written: in training only. Normalised in both.
+            return [batch[0] / 2 + 100 * self.trainer.training, batch[1]]
+
+    class Prepared(Prepares, Module):
+        pass
+
+    class Data(Prepares, lightning.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(Images(1), 4)
+
+        def val_dataloader(self):
+            return DataLoader(Images(2), 4)
+
+    def train(*callbacks):
+        module, data = (Prepared(), None) if whose == "module" else (Module(), Data())
+        with quiet():
+            trainer = lightning.Trainer(
+                max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
+                enable_model_summary=False, default_root_dir=tmp_path, callbacks=list(callbacks),
+            )  # fmt: skip
+            loaders = (DataLoader(Images(1), 4), DataLoader(Images(2), 4)) if data is None else ()
+            trainer.fit(module, *loaders, datamodule=data)
+        return (data or module).calls, module
+
+    watch = GradCAMCallback(items=[0, 1])
+    (alone, _), (calls, module) = train(), train(watch)
+    assert calls == alone
+    with torch.no_grad():
+        expected = module.eval()(torch.stack([Images(2)[i][0] for i in (0, 1)]) / 2).softmax(1)
+    rows = watch.run.history.query("frame == 1")
+    assert np.allclose(rows.prob, expected[range(2), [Images(2)[i][1] for i in (0, 1)]], atol=1e-5)
+
+
 def test_several_loaders_and_a_data_module(fit, tmp_path):
     loaders = [DataLoader(Images(2), 4), DataLoader(Images(3), 4)]
 

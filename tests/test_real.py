@@ -37,9 +37,9 @@ DOG, CAT = 243, 282
 
 
 def some_of_each_class(path):
-    "Enough photos to learn from, in a third of the time of all."
+    "Enough photos to learn from, in a quarter of the time of all."
     classes = sorted(p for part in ("train", "valid") for p in (path / part).iterdir())
-    return [file for p in classes for file in sorted(p.iterdir())[: 40 if p.parent.name == "train" else 10]]
+    return [file for p in classes for file in sorted(p.iterdir())[: 32 if p.parent.name == "train" else 10]]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def trained(shared_data, torch_home, tmp_path_factory):
         get_items=some_of_each_class,
         get_y=parent_label,
         splitter=GrandparentSplitter(),
-        item_tfms=Resize(160),
-        batch_tfms=aug_transforms(size=128),
+        item_tfms=Resize(128),
+        batch_tfms=aug_transforms(size=96),
     )
     dls = block.dataloaders(shared_data / "clothing", path=shared_data / "clothing", bs=32, num_workers=0)
     path = tmp_path_factory.mktemp("clothing")
@@ -97,7 +97,7 @@ def test_the_panel_is_of_all_classes_and_as_the_model_sees_it(trained):
     assert set(counts) == set(run.vocab) and set(counts.values()) == {1, 2}
     for i, about in enumerate(run.panel):
         image = run.image(i)
-        assert image.size == (about["width"], about["height"]) == (128, 128) and about["mask"] is None
+        assert image.size == (about["width"], about["height"]) == (96, 96) and about["mask"] is None
         assert about["name"].startswith(f"valid/{about['label']}/")
         seen = np.array(trained.panel.images[i], dtype=float)
         assert np.abs(np.array(image) - seen).mean() < 3  # saved as JPEG
@@ -107,7 +107,7 @@ def test_the_panel_is_of_all_classes_and_as_the_model_sees_it(trained):
 def test_every_map_has_mass_and_moves_while_training(trained):
     for k in range(5):
         (maps,) = trained.run.maps(k).values()
-        assert maps.dtype == np.float32 and maps.shape == (N, 7, 7)
+        assert maps.dtype == np.float32 and maps.shape == (N, 5, 5)
         assert np.isfinite(maps).all() and maps.min() >= 0
         assert (maps.reshape(N, -1).max(1) > 0).sum() >= N - 2
     first, last = (next(iter(trained.run.maps(k).values())) for k in (0, 4))
@@ -170,11 +170,12 @@ def test_the_pictures_of_the_run_are_made(trained, tmp_path):
 
 @pytest.mark.slow
 def test_one_photo_is_explained_at_all_layers_of_the_trained_network(trained):
-    name = trained.run.panel[0]["name"]
+    surest = trained.history.query("frame == 4").set_index("item")["pred_prob"].idxmax()
+    name = trained.run.panel[surest]["name"]
     layers = [f"0.0.{i}" for i in range(13)]
     cams = trained.learn.gradcam(trained.learn.dls.path / name, layer=layers)
     assert [c.layer for c in cams] == layers and all(c.map.max() > 0 for c in cams)
-    assert [c.map.shape[0] for c in cams] == [63, 63] + [31] * 3 + [15] * 3 + [7] * 5
+    assert [c.map.shape[0] for c in cams] == [47, 47] + [23] * 3 + [11] * 3 + [5] * 5
     assert [c.layer for c in trained.learn.gradcam(trained.learn.dls.path / name, layer="all")] == layers
 
 

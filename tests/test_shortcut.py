@@ -17,13 +17,20 @@ from fastai_gradcam._cli.folders import read_folder
 from fastai_gradcam.callback import GradCAMCallback
 from fastai_gradcam.demo import RECIPE, make_fish
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 SEEDS = (0, 1, 2)
 EPOCHS = 10
 # Rows of a run, as the mean over the seeds: a training is chaotic, and one image more or less that is wrong is a row.
 NEARLY_SILENT = 2
 SEVERE = 0.5
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    "Findings need a run's numbers, not its pictures."
+    monkeypatch.setattr("fastai_gradcam._watch.core.publish", lambda path: None)
+    monkeypatch.setattr("fastai_gradcam._watch.publish.write_report", lambda *args, **how: None)
 
 
 @pytest.fixture(scope="module")
