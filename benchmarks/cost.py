@@ -1,4 +1,4 @@
-"""What this library costs beside a plain forward pass, and beside its peers: one table, as ratios.
+"""The cost of this library beside a plain forward pass, and beside its peers: one table, as ratios.
 
 python benchmarks/cost.py --help
 """
@@ -195,7 +195,7 @@ def layers(args, say):
     )
 
     def limit():
-        "What any implementation must do: one forward pass, three backward passes from the head to layer1."
+        "The work that any implementation must do: one forward pass, three backward passes from the head to layer1."
         with torch.no_grad():
             early = model.layer1(model.maxpool(model.relu(model.bn1(model.conv1(x)))))
         early.requires_grad_()

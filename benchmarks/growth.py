@@ -29,7 +29,7 @@ def options():
 
 
 def passes(net, x, stage, classes):
-    "What any implementation must do: a forward pass, and a backward pass per class from the head to `stage`."
+    "The work that any implementation must do: a forward pass, and a backward pass per class from the head to `stage`."
     with torch.no_grad():
         early = net.maxpool(net.relu(net.bn1(net.conv1(x))))
         for k in range(1, 5):

@@ -4,8 +4,8 @@
     python benchmarks/models.py --only vit       # the rows whose name contains a word, printed only
     python benchmarks/models.py --timm-families  # one small network of each family in timm, printed only
 
-Random weights, three classes, two small images each; no network. Needs torchvision, timm and captum. What is expected
-of a row (the layer, how its output is laid out, the map's size) was written by hand from the models' code.
+Random weights, three classes, two small images each; no network. Needs torchvision, timm and captum. The answers
+expected of a row (the layer, how its output is laid out, the map's size) were written by hand from the models' code.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def _volume() -> nn.Module:
 
 @dataclass
 class Found:
-    "What a row of the table says. `captum`: the largest distance of a map from captum's; `learner`: see `_learner`."
+    "A row of the table. `captum`: the largest distance of a map from captum's; `learner`: see `_learner`."
 
     layer: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What `shortcuts.py` holds beside the judge: this library's findings, and rules re-implemented from descriptions."""
+"""Peers of the judge in `shortcuts.py`: this library's findings, and rules re-implemented from descriptions."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ images, C channels, and a layer's h × w cells; `*space` is any number of dimens
 object of the library's own.
 """
 
-# What a reader looks for, in the order of the data's flow: (heading, module, names). A method is named by its class.
+# Things that a reader looks for, in the order of the data's flow: (heading, module, names). A method is
+# named by its class.
 PAGES = [
     ("Watching a training", "callback", ["GradCAMCallback"]),
     (
@@ -69,7 +70,7 @@ PAGES = [
     ("Errors", "_errors", ["GradCAMError"]),
 ]
 
-# Of a run's files, what the library's own rooms ask for.
+# Attributes of a run's files that the library's own rooms ask for.
 INNER = {"contents", "frozen", "maps_of", "frame"}
 
 # Only what belongs to this library; the rest of these classes is fastai's.

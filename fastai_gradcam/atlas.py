@@ -78,7 +78,7 @@ class Atlas:
 
     @property
     def notes(self) -> list[str]:
-        "What one should know, such as why nothing was judged."
+        "Notes to read, such as why nothing was judged."
         left = len(self.missing)
         gaps = [f"{left} of {self._plan.parts} parts are missing; resume=True makes them."] if left else []
         return gaps + list((self._store.manifest() or {}).get("notes", []))
@@ -127,7 +127,7 @@ class Atlas:
 
     @property
     def verdicts(self) -> pd.DataFrame:
-        "What interventions found, as `learn.gradcam_judge` gives it; without rows where nothing was judged."
+        "The verdicts of interventions, as `learn.gradcam_judge` gives it; without rows where nothing was judged."
         return read_table(self.path)
 
     @property

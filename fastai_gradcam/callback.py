@@ -27,7 +27,7 @@ from .run import Run
 __all__ = ["GradCAMCallback"]
 
 _NOT_EXPORTED = ("items", "masks", "loggers")
-# What a user raises to end a batch, an epoch or a fit.
+# Exceptions that a user raises to end a batch, an epoch or a fit.
 _CANCELLED = tuple(v for k, v in vars(fastai_callbacks).items() if k.startswith("Cancel") and k.endswith("Exception"))
 
 

@@ -54,8 +54,8 @@ def findings(
     and its history. If there is only the frame before training, only NaN or infinity is reported. `mask_areas`: the
     share of the picture that an item's mask covers, `{item: 0…1}`, so that attention on the object is judged against
     chance. `map_shapes`: `{layer: (h, w)}`, so that attention on the border is. `layer`: the one to judge, default the
-    last; `GradCAMError` if the history has none of that name. Of several classes for an image, the map of its label is
-    judged, else that of its prediction, else the first.
+    last; `GradCAMError` if the history has none of that name. Where an image has several classes, the map of its label
+    is judged, else that of its prediction, else the first.
 
     A row stands for the images of a class, or of several (`label` is then ""). `severity`: 0…1, in the range that
     `KINDS` gives. `frame`: the one to look at. `items`: the images, as indices into the panel. `text`: in words, not
@@ -81,7 +81,7 @@ def findings(
 
 
 def checks(history: pd.DataFrame, thresholds: Thresholds = DEFAULTS, layer: str | None = None) -> dict[str, str]:
-    """What `findings` looks for in a history, by title, and why it cannot: `{title: ""}` or `{title: reason}`.
+    """The checks that `findings` makes of a history, by title, and why it cannot: `{title: ""}` or `{title: reason}`.
 
     >>> import pandas as pd
     >>> from fastai_gradcam.findings import checks
@@ -106,7 +106,7 @@ def checks_of(run: RunFiles, thresholds: Thresholds = DEFAULTS) -> dict[str, str
 
 
 def checks_in_words(checked: Mapping[str, str]) -> str:
-    """What was looked for, and what could not be, in one or two sentences.
+    """The things that were looked for and those that could not be, in one or two sentences.
 
     >>> from fastai_gradcam.findings import checks_in_words
     >>> checks_in_words({"Empty maps": "", "Looks outside the object": "no masks"})

@@ -116,7 +116,7 @@ class GradCAMCallback(Callback):
         # The trainer keeps the metrics of earlier epochs; one that this epoch did not log is the same object still.
         fresh = {k: v for k, v in now.items() if v is not self._before.get(k) and not k.endswith("_step")}
         self._before = now
-        # What is logged for steps and epochs is there twice.
+        # A metric that is logged for steps and epochs is there twice.
         self._training.over(
             epoch, {k: v for k, v in fresh.items() if k.removesuffix("_epoch") not in fresh.keys() - {k}}
         )

@@ -3,7 +3,7 @@
 A map is a non-negative array: `(h, w)` for an image, any number of spatial axes otherwise.
 
 - Negative cells count as zero; only `negative_share` reads the sign.
-- What is undefined is NaN, without a warning: every number but `evidence` of a map that is all zero, every
+- An undefined number is NaN, without a warning: every number but `evidence` of a map that is all zero, every
   number of a map that holds a NaN or an infinity, the correlation with a constant map.
 - Only `evidence` depends on a map's scale.
 - Without `dims` the last two axes are space (of a 1-D map its only one) and those before them are kept: an

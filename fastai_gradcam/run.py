@@ -100,7 +100,7 @@ class Run(RunFiles):
         return pictures.compare(self, other, **options)
 
     def findings(self, thresholds: Thresholds | None = None, layer: str | None = None) -> pd.DataFrame:
-        """What deserves a second look, the most important first; see `fastai_gradcam.findings.findings`.
+        """The rows that deserve a second look, the most important first; see `fastai_gradcam.findings.findings`.
 
         `thresholds`: when something is a finding, default `Thresholds()`. `layer`: the one to judge, default the last;
         `GradCAMError` for one that the run does not have.

@@ -262,7 +262,7 @@ def contrast(of: Any, against: Any = None) -> Contrast:
 
 
 def as_question(target: Target, n: int, dims: int = 2) -> Question:
-    "What `target` asks of the output for `n` images with `dims` dimensions of space."
+    "The question that `target` asks of the output for `n` images with `dims` dimensions of space."
     if isinstance(target, Decided):
         decided = target
         return OfClasses(decided.read, lambda output, table: decided.pick(table.detach()), dims)

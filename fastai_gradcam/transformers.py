@@ -20,7 +20,7 @@ from .run import Run
 
 __all__ = ["GradCAMCallback"]
 
-# What a trainer logs beside losses and metrics.
+# Values that a trainer logs beside losses and metrics.
 _NOT_METRICS = ("epoch", "learning_rate", "grad_norm", "total_flos", "_runtime", "_per_second", "_preparation_time")
 
 

@@ -52,7 +52,7 @@ def made(learn, name, **settings):
 
 
 def differences(one, other):
-    "What differs between two atlases: rows, or maps to the last bit."
+    "The differences between two atlases: rows, or maps to the last bit."
     found = [c for c in one.table if not one.table[c].equals(other.table[c])]
     if [m.tobytes() for m in one.maps()] != [m.tobytes() for m in other.maps()]:
         found.append("maps")

@@ -48,7 +48,7 @@ def learner_of(dls, model, path, loss=None, cbs=None):
 
 
 def output_for(learn, file):
-    "What the model gives for one file, as it stands."
+    "The model's output for one file, as it stands."
     with torch.no_grad():
         x = learn.dls.test_dl([file], num_workers=0).one_batch()[0]
         return learn.model.eval()(x.as_subclass(torch.Tensor))

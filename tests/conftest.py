@@ -1,4 +1,4 @@
-"""What the tests share: real data where it is at hand, a small network, a small image folder, equal seeds."""
+"""Things that the tests share: real data where it is at hand, a small network, a small image folder, equal seeds."""
 
 import os
 import random

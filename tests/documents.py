@@ -17,7 +17,7 @@ _COMMENT = re.compile(r"<!--\s*(.+?)\s*-->")
 class Block:
     """A fenced block: its language, its text, the line of its first line, and the comment in the line above its fence.
 
-    Of the comments two are read: `not run: <reason>`, and `file: <name>`, for a program that a later command runs.
+    Two kinds of comments are read: `not run: <reason>`, and `file: <name>`, for a program that a later command runs.
     """
 
     document: str

@@ -283,7 +283,7 @@ def seeded():
 
 
 class quiet(warnings.catch_warnings):
-    "What the trainers say of the machine and of small data sets, left out; not what we say."
+    "Warnings of the trainers of the machine and of small data sets, left out; not what we say."
 
     def __enter__(self):
         log = super().__enter__()
@@ -293,7 +293,7 @@ class quiet(warnings.catch_warnings):
 
 
 def heard(train):
-    "What `train()` gives, and the warnings of ours while it ran."
+    "The result of `train()`, and the warnings of ours while it ran."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         result = train()

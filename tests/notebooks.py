@@ -77,7 +77,7 @@ async def _execute(found: dict[str, Executed], folder: Path) -> None:
 
 
 def _join_texts(notebook: nbformat.NotebookNode) -> None:
-    "What a cell printed comes in as many parts as the machine happened to send."
+    "The text that a cell printed comes in as many parts as the machine happened to send."
     for cell in notebook.cells:
         joined: list[nbformat.NotebookNode] = []
         for output in cell.get("outputs", []):
@@ -123,7 +123,7 @@ def _small(png: str) -> str:
 
 
 def machine_paths(text: str) -> list[str]:
-    "What looks like a path of the machine that the notebook ran on."
+    "Whatever looks like a path of the machine that the notebook ran on."
     return re.findall(r"(?<![\w.:/<\\-])/(?:home|root|tmp|usr|opt|work|var|Users|private|mnt)/[^\s\"'<]*", text)
 
 

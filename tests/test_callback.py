@@ -1,4 +1,4 @@
-"""What a run of the callback contains: frames, grids, maps and rows, for every kind of training and target."""
+"""The contents of a run of the callback: frames, grids, maps and rows, for every kind of training and target."""
 
 import json
 import warnings
@@ -46,7 +46,7 @@ similarity_first, iou_prev, mask_share, pointing_hit"""
 
 
 class Kept(Callback):
-    "What the progress table shows, epoch by epoch."
+    "The rows of the progress table, epoch by epoch."
 
     def before_fit(self):
         self.logs = getattr(self, "logs", [])

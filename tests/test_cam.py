@@ -529,7 +529,7 @@ def test_training_with_a_look_in_every_step_gives_the_same_weights(x):
     assert all(torch.equal(alone[name], watched[name]) for name in alone)
 
 
-# What it computes
+# Its computations
 
 
 class _Counter:

@@ -65,7 +65,7 @@ def fish(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(fish, tmp_path_factory):
-    "What `train` printed, its run, and the learner that it exported."
+    "The words that `train` printed, its run, and the learner that it exported."
     out = tmp_path_factory.mktemp("out")
     args = ["train", fish, "--out", out, "--name", "first", "--export", out / "learner.pkl", *QUICK]
     return python("-m", "fastai_gradcam", *args), out / "first", out / "learner.pkl"
@@ -177,7 +177,7 @@ def test_explain_gives_each_image_its_own_maps_whatever_the_number_of_its_labels
     told = [(Path(row["image"]).stem, row["pred"]) for row in rows]
     assert told == [("blue", "c"), ("red", "a, b"), ("red", "a, b"), ("white", "(none)")]
     assert sorted(row["target"] for row in rows[1:3]) == ["a", "b"]
-    # Of what the image is, the overlay beside its name is.
+    # The overlay beside its name is of the kind that the image is.
     seen = {Path(row["image"]).stem: np.asarray(Image.open(row["overlay"])).mean((0, 1)) for row in rows}
     assert seen["white"].min() > 100 and seen["red"].argmax() == 0
 
@@ -297,7 +297,7 @@ def test_a_class_is_meant_by_its_name_before_its_number(numbers, tmp_path, capsy
     assert row["target"] == label
 
 
-# Of a body of three blocks, what is inside them.
+# The layers inside of a body of three blocks.
 LAYERS = [f"0.{i}.{j}" for i in range(3) for j in range(3)]
 
 
@@ -578,7 +578,7 @@ def test_help_teaches(name, capsys):
     assert len(examples) >= 3
     for example in examples:
         words = shlex.split(example.split(" | ")[0])[1:]
-        # What is shown is taken.
+        # A name that is shown is taken.
         options = make_parser().parse_args(words)
         assert options.command == name
     for status in ("0    done", "1    the work failed", "2    the request does not fit", "130  interrupted"):

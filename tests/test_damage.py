@@ -151,7 +151,7 @@ GRID = {"run": r"picture .*frame-000\.png.* cannot be read"}
 HISTORY = {"run": r"history\.csv.* is damaged", "findings": "is damaged", "pictures": "is damaged"}
 HISTORY |= {"report": "^The numbers of this run cannot be read .* is damaged"}
 
-# What is done to the folder, and what each reader says of it; a reader that is not named says nothing.
+# The damage done to the folder, and what each reader says of it; a reader that is not named says nothing.
 DAMAGES = {
     **{f"maps cut to {n}": (cut("maps/frame-001.npz", n), UNREADABLE) for n in (0, 1, 100, 500, -1)},
     "maps gone": (gone("maps/frame-001.npz"), UNREADABLE),

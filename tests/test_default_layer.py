@@ -1,4 +1,4 @@
-"""What the default layer must not be fooled by: branches, switched-off units, layouts that shapes leave open."""
+"""Networks that must not fool the default layer: branches, switched-off units, layouts that shapes leave open."""
 
 import copy
 import math
@@ -111,7 +111,7 @@ def test_a_view_that_is_added_to_in_place_is_no_branch():
     assert gradcam(Viewed(), torch.randn(2, 3, 8, 8)).layers == ["last"]
 
 
-# What changes after the search
+# Changes after the search
 
 
 class Skip(nn.Module):

@@ -1,8 +1,9 @@
 """Every block of code in README.md, CONTRIBUTING.md, docs/ and benchmarks/ is run; links, messages, reference hold.
 
 Blocks of Python run in their order, one namespace per document, in a folder with what a reader has: a few images under
-`path/to/images`, photos, two runs, an exported learner. What a reader brings along, and the text does not make, is in
-`GIVEN`. A small network takes the place of resnet34, and nothing is downloaded; the text of a block is never changed.
+`path/to/images`, photos, two runs, an exported learner. `GIVEN` has what a reader
+brings along and the text does not make. A small network takes the place of resnet34, and nothing is downloaded; the
+text of a block is never changed.
 
 Blocks of shell: `fastai-gradcam …` runs, with the options of `SMALLER` behind those that are written (the last one
 counts), and so does a command that starts a program which a block of the same document is, marked by
@@ -36,7 +37,7 @@ from processes import environment
 from torch import nn
 from training import one_thread  # noqa: F401
 
-# What the options of a command become, so that it takes a second.
+# The options that a command gets instead, so that it takes a second.
 SMALLER = {
     "demo": ["--per-species", "5", "--size", "64", "--epochs", "1", "--bs", "8", "--n", "4"],
     "train": ["--size", "64", "--epochs", "1", "--bs", "8", "--n", "4"],
@@ -135,7 +136,7 @@ def here(readers_folder, tmp_path, monkeypatch):
 
 
 def given(document):
-    "What the reader of a document has already."
+    "The names that the reader of a document has already."
     found = {"torch": torch, "Path": Path, "path": Path("path/to/images")}
     if document in GIVEN:
         found |= GIVEN[document]()
@@ -355,7 +356,7 @@ def after_pytorch(made):
 
 
 def after_coming_from(made):
-    """What the document says is the same is the same."""
+    """The results that the document calls the same are the same."""
     from fastai_gradcam import gradcam
     from fastai_gradcam.render import normalise, upsample
 

@@ -126,7 +126,7 @@ def test_road_takes_exact_counts_and_its_accuracy_is_that_of_the_prediction():
     maps[0, 2, 5] = 1  # the one pixel that counts, among 99 ties
     maps[1] = 1 - maps[0]
     scores = road(model, x, maps, torch.tensor([1, 1]), shares=[0.01, 0.99], noise=0)
-    # Of the second map all is hot but that pixel.
+    # The second map is hot everywhere but at that pixel.
     assert scores.figure["morf_accuracy"] == scores.figure["lerf_accuracy"] == [0.5, 0.5]
     assert scores[0] > 0.49 and scores[1] < -0.49
 

@@ -165,7 +165,7 @@ class OutOfMemory(nn.Module):
     def __init__(self, error, most):
         super().__init__()
         self.error, self.most, self.armed = error, most, False
-        # Of the class: a frame looks at a copy of the network.
+        # Set on the class: a frame looks at a copy of the network.
         type(self).sizes = []
 
     def forward(self, x):

@@ -352,7 +352,7 @@ def test_a_network_with_a_secret_runs_as_a_whole_with_the_same_result(n):
 
 
 class Reads(nn.Module):
-    "What is behind the layer reads the image and a part before the layer, too."
+    "The part after the layer reads the image and a part before the layer, too."
 
     def __init__(self):
         super().__init__()

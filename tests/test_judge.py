@@ -400,7 +400,7 @@ def test_spread_and_distance_by_hand():
     # Deviation 1 in each class, means 0 and 3.
     means = np.array([[-1.0], [0.0], [1.0], [2.0], [3.0], [4.0]])
     assert distance(means, np.array([0, 0, 0, 1, 1, 1]), 1) == pytest.approx(3, rel=1e-2)
-    # Of several others the nearest counts.
+    # The nearest of several others counts.
     more, classes = np.concatenate([means, means[3:] + 1.5]), np.repeat([0, 1, 2], 3)
     assert distance(more, classes, 1) == pytest.approx(1.5, rel=1e-2)
     assert distance(more, classes, 0) == pytest.approx(3, rel=1e-2)

@@ -86,7 +86,7 @@ def test_labels_and_regressions_are_refused_with_a_sentence(tmp_path, loss):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    "What a training without a callback leaves behind."
+    "The state that a training without a callback leaves."
     learn = learner(tmp_path_factory.mktemp("plain"))
     learn.fit(2, 1e-5)
     return left_by(learn)

@@ -529,7 +529,7 @@ def test_a_look_in_the_middle_of_a_training_changes_nothing(image_folder, tmp_pa
     assert differences(*weights) == []
 
 
-# What a CAM is
+# A CAM's attributes
 
 
 def test_an_overlay_has_the_images_size_and_blends_by_alpha(learn, photo):
@@ -605,7 +605,7 @@ def test_a_map_alone_is_large_enough_to_see_and_is_named(learn, photo):
 
 
 def cells_of(cams):
-    "What the grid of `cams` draws."
+    "The panels that the grid of `cams` draws."
     with mock.patch("fastai_gradcam._fastai.cams.grid", return_value=Image.new("RGB", (1, 1))) as drawn:
         cams.grid()
     return drawn.call_args[0][0]

@@ -1,4 +1,4 @@
-"""What the model sees is what the training loop gives it: callbacks, openers, several inputs, data that changes."""
+"""The model sees what the training loop gives it: callbacks, openers, several inputs, data that changes."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ def photo(image_folder):
 
 
 def predicted(learn, item):
-    "What `learn.predict` says, without a decoding that the loss may lack."
+    "The answer of `learn.predict`, without a decoding that the loss may lack."
     with learn.no_bar():
         return learn.get_preds(dl=learn.dls.test_dl([item], num_workers=0))[0][0]
 

@@ -112,7 +112,7 @@ def test_frames_are_of_the_model_at_the_end_of_each_epoch(fit):
 def test_the_heading_has_this_epochs_metrics_and_no_others(fit):
     run = fit(GradCAMCallback(n=2), check_val_every_n_epoch=2, max_epochs=3, log_every_n_steps=1)
     names = [sorted(f["metrics"]) for f in run.frames]
-    # What the module logs in its own `on_train_epoch_end` is there; the second epoch alone was validated.
+    # A value that the module logs in its own `on_train_epoch_end` is there; the second epoch alone was validated.
     assert names == [[], ["late", "train_loss"], ["late", "train_loss", "valid_loss"], ["late", "train_loss"]]
     assert [f["metrics"].get("late") for f in run.frames] == [None, 0, 1, 2]
 

@@ -47,7 +47,7 @@ def cell_with(notebook, words):
 
 
 def shown(notebook, words, kind):
-    "What the cell with `words` in it shows of the MIME type `kind`."
+    "The outputs of the cell with `words` in it of the MIME type `kind`."
     return [o.data[kind] for o in cell_with(notebook, words).outputs if kind in o.get("data", {})]
 
 

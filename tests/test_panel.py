@@ -159,7 +159,7 @@ def test_labels_are_read_without_opening_an_image(learn, monkeypatch):
     assert len(opened) == 6
 
 
-# What the panel holds
+# The contents of the panel
 
 
 def count_opened(monkeypatch):

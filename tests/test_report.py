@@ -322,7 +322,7 @@ def small_page(small, found):
 
 
 def pixels(page, item):
-    "What the canvas of one tile shows, uint8 (H, W, 3)."
+    "The pixels of one tile's canvas, uint8 (H, W, 3)."
     canvas = f'.tile[data-item="{item}"] canvas'
     until(page, f"document.querySelector('{canvas}').getContext('2d').getImageData(0, 0, 1, 1).data[3] === 255")
     uri = page.eval_on_selector(canvas, "canvas => canvas.toDataURL('image/png')")

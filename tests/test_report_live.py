@@ -29,7 +29,7 @@ from fastai_gradcam.findings import Thresholds
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELS = [*HOSTILE[:7], *HOSTILE[8:12], "line\u2028separators"]
-# What a file system takes: no slash, at most 255 bytes.
+# The limits of a file system: no slash, at most 255 bytes.
 FILES = [
     "<script>window.pwned = 5<.png",
     '"><img src=x onerror="window.pwned = 6">.png',

@@ -61,7 +61,7 @@ def recorded(path, labels, frames=3, **changes):
     return Run(path)
 
 
-# What it reads
+# Reading
 
 
 def test_a_run_gives_what_the_design_promises(run):

@@ -93,7 +93,7 @@ def pretrained(folder, path, seed):
 
 
 def assert_nearly_silent(each):
-    "Of the findings of one run per seed none is severe, none is a shortcut, and they are few."
+    "Among the findings of one run per seed none is severe, none is a shortcut, and they are few."
     said = "\n".join(found[["kind", "severity", "text"]].to_string() for found in each)
     assert sum(map(len, each)) <= NEARLY_SILENT * len(each), said
     for found in each:

@@ -1,4 +1,4 @@
-"""What is explained and what is refused: functions, TorchScript, exported and quantised networks, compiled parts."""
+"""Models explained and models refused: functions, TorchScript, exported and quantised networks, compiled parts."""
 
 import functools
 

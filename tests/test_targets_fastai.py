@@ -95,7 +95,7 @@ def _fit(learn, epochs=1, **settings):
 
 
 def _logits(learn, files):
-    "What the model gives for `files`, by fastai's own way, before any activation."
+    "The model's output for `files`, by fastai's own way, before any activation."
     with torch.no_grad(), learn.no_bar():
         x = torch.cat([b[0] for b in learn.dls.test_dl(files, bs=len(files))])
         return learn.model.eval()(x.as_subclass(torch.Tensor)), x.as_subclass(torch.Tensor)

@@ -31,7 +31,7 @@ from fastai_gradcam._net.guard import undisturbed
 
 
 class CpuAutocast(Callback):
-    "What `to_bf16` does on a GPU."
+    "As `to_bf16` does on a GPU."
 
     def before_batch(self):
         self.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
@@ -218,7 +218,7 @@ def test_two_callbacks_on_one_learner_change_nothing_either(image_folder, tmp_pa
 
 
 class Careless(Callback):
-    "What a first try at watching looks like."
+    "A first try at watching, which is careless."
 
     order = GradCAMCallback.order
 

@@ -74,7 +74,7 @@ def shown_frame(frame):
 
 
 def tile(frame, item):
-    "What the canvas of one tile shows."
+    "The pixels of one tile's canvas."
     canvas = f'.tile[data-item="{item}"] canvas'
     until(frame, f"document.querySelector('{canvas}').getContext('2d').getImageData(0, 0, 1, 1).data[3] === 255")
     uri = frame.eval_on_selector(canvas, "canvas => canvas.toDataURL('image/png')")

@@ -94,7 +94,7 @@ def _suspicion(mine: pd.Series, rest: pd.Series, apart: float) -> float:
 
 
 def _judged(label: str, images: np.ndarray, verdicts: pd.DataFrame, trials: pd.DataFrame) -> dict[str, Any]:
-    "What interventions found of the class, and with content of this habit's images: in the test that said most."
+    "The verdicts of interventions on the class, and with content of this habit's images: in the test that said most."
     own = verdicts[verdicts["label"] == label]
     if not len(own):
         return {"test": "", "trials": 0, "effect": np.nan, "control": np.nan, "verdict": ""}

@@ -1,1 +1,1 @@
-"""What `gradcam` stands on; knows torch only."""
+"""The ground that `gradcam` stands on; it knows torch only."""

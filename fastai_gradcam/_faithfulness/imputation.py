@@ -31,8 +31,8 @@ def impute(x: Tensor, missing: Tensor, noise: float = 0.01, seed: int = 0) -> Te
     `x`: `(N, C, H, W)` in pixel space 0…1. `missing`: bool `(N, H, W)`, true where a pixel is unknown. Each missing
     pixel becomes the weighted mean of its up to 8 neighbours, x_i = Σ_j w_ij x_j / Σ_j w_ij with w = 1/6 for straight
     and 1/12 for diagonal neighbours inside the image, for all missing pixels at once; then Gaussian noise with standard
-    deviation `noise` is added, that of image i fixed by `seed` + i. Known pixels keep their exact values. What is
-    missing has no influence on the result. Without noise constants and, away from the border, linear ramps come back to
+    deviation `noise` is added, that of image i fixed by `seed` + i. Known pixels keep their exact values. Missing
+    pixels have no influence on the result. Without noise constants and, away from the border, linear ramps come back to
     1e-6.
 
     An image that is missing as a whole becomes 0.5, with noise. A NaN among an image's known pixels makes all of its

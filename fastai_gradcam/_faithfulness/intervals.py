@@ -27,8 +27,9 @@ def interval(
     """The mean of `values` `(N,)` with a bootstrap interval over images; with `other`, of the paired difference.
 
     The percentile interval: images are drawn N at a time, with replacement, `draws` times; the bounds are the quantiles
-    (1 ± `level`) / 2 of their means. Images without a value (NaN) in one of the two are left out. Of no image all is
-    NaN; of one, the bounds are. Raises `GradCAMError` for values of different length or a level outside of 0…1.
+    (1 ± `level`) / 2 of their means. Images without a value (NaN) in one of the two are left out. Without images
+    everything is NaN; with one, the bounds are. Raises `GradCAMError` for values of different length or a
+    level outside of 0…1.
 
     Efron & Tibshirani 1993, An introduction to the bootstrap, chapter 13.
 

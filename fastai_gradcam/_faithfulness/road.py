@@ -37,7 +37,7 @@ def road(
 ) -> Scores:
     """ROAD: the probability of `target` with the most relevant pixels removed, or with only these kept.
 
-    For each share p, MoRF removes the ⌊p·H·W⌋ pixels that `maps` has hottest, LeRF all others. What is removed is
+    For each share p, MoRF removes the ⌊p·H·W⌋ pixels that `maps` has hottest, LeRF all others. A removed pixel is
     imputed (`impute`) in pixel space, before normalisation: pixels = x · `std` + `mean`. Counts are exact; pixels of
     equal heat are in random order, fixed by `seed`. So a map that is constant or empty is the random order.
 

@@ -45,8 +45,11 @@ _SIDE = 160  # pixels of a kept picture
 
 @dataclass
 class Making:
-    """What an atlas is made of. `model`, `loss`: default the learner's; `judge`: whether interventions are held, which
-    take images of the validation set. `rank` of `world` processes."""
+    """The data that an atlas is made of.
+
+    `model`, `loss`: default the learner's; `judge`: whether interventions are held, which take images of the
+    validation set. `rank` of `world` processes.
+    """
 
     learn: Learner
     folder: Path

@@ -30,7 +30,7 @@ class Averaged:
             self._trained = None
 
     def or_else(self, model: nn.Module) -> nn.Module:
-        "What was validated, or `model` if that is the same."
+        "The model that was validated, or `model` if that is the same."
         return self._copy if self._copy is not None else model
 
     def forget(self) -> None:

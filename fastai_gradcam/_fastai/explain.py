@@ -84,7 +84,7 @@ def image_at(x: tuple[Any, ...], at: int | None = None) -> int:
 
 
 def model_input(learn: Learner, net: nn.Module, x: Any) -> Any:
-    "What `net` is called with for the inputs `x`: a tensor, or a tuple of inputs."
+    "The arguments that `net` is called with for the inputs `x`: a tensor, or a tuple of inputs."
     ready = on_device_of(net, prepared(learn, net, x)[0])
     return ready[0] if len(ready) == 1 and isinstance(ready[0], Tensor) else ready
 

@@ -117,7 +117,7 @@ def gradcam_judge(
     - `n`: how many validation images, as many of each class as there are; `seed` chooses them and all else.
     - `tests`: names in `fastai_gradcam.judge.interventions`; `None`: all (those that need `masks` only with these).
     - `layer`, `method`: of the maps that say where a patch is cut, as in `learn.gradcam`; `masks`: as in
-      `GradCAMCallback`. Of a learner that was watched, its callback's by default.
+      `GradCAMCallback`. The default is that of the learner's callback, if it was watched.
 
     Columns: `label, test, images, effect, control, low, high, verdict`; see `fastai_gradcam.judge.Verdicts`, in
     the table's `.attrs["verdicts"]`. The verdicts are kept in the run of `learn.grad_cam`, too, if there is one.

@@ -176,7 +176,7 @@ def _keeping(how: Method, kept: list[Tensor]) -> Method:
 
 
 def _features(kept: list[Tensor], maps: Tensor) -> np.ndarray:
-    "What the layer found where the model looks: the mean activations `(n, C)`, weighted by the map, of length 1."
+    "The layer's features where the model looks: mean activations `(n, C)`, weighted by the map, of length 1."
     A = kept[0]
     if A.shape[2:] != maps.shape[1:]:
         return np.zeros((len(maps), 0), np.float32)

@@ -25,7 +25,7 @@ TRUTH = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
 def tidy(history: pd.DataFrame, layer: str | None) -> pd.DataFrame:
     """One row for each frame and image of `layer` (default the last), every column present and typed.
 
-    `correct` is 1, 0 or NaN. Of several classes for an image, the map of its label is kept, else that of its
+    `correct` is 1, 0 or NaN. Where an image has several classes, the map of its label is kept, else that of its
     prediction, else the first. Raises `GradCAMError` if there is no such layer.
     """
     rows = pd.DataFrame(index=range(len(history)))
@@ -56,8 +56,9 @@ def is_missing(value: Any) -> bool:
 
 
 class Panel:
-    """What a finding looks at: `rows` of all frames, `last` those of the last frame by image, with `limit`, the share
-    on the object below which an image looks outside of it; and `found`, the images of earlier findings by kind.
+    """The tables that a finding looks at: `rows` of all frames, `last` those of the last frame by image, with `limit`,
+    the share on the object below which an image looks outside of it; and `found`, the images of earlier findings by
+    kind.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ LOW, HIGH = 0.6, 1.0
 HINT = 0.49
 """The highest severity of a finding that no intervention confirmed."""
 
-# What was done, what came of it, and the control; `{n}` images of other classes, `{c}` the class.
+# The intervention, its result, and the control; `{n}` images of other classes, `{c}` the class.
 _SAYS = {
     "transplant": "the patch where {its} map is hottest ({area} of the picture), pasted into {n} images of other "
     "classes, turned {effect} of them into {c}; other patches of the same images turned {control}",

@@ -92,7 +92,7 @@ class Pairing:
         if not lenders:
             return None
         partner = min(lenders, key=lambda j: (self.tested[test.name, int(y[j])], self.lent[test.name, j]))
-        # Of a third class, if there is one: what the image loses of its own class, it must lose in the control, too.
+        # From a third class, if there is one: what the image loses of its own class, it must lose in the control, too.
         strangers = [j for j in order if y[j] != y[partner] and j != image]
         others = [j for j in strangers if y[j] != y[image]] or strangers
         if not others:

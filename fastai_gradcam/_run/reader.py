@@ -134,8 +134,8 @@ class RunFiles:
 
     @property
     def verdicts(self) -> pd.DataFrame:
-        """What interventions found: a row per class × test, with the columns of `verdicts.csv`; without rows if the run
-        was not judged. `verdict` is `shortcut`, `clear` or `undecided`.
+        """The verdicts of interventions: a row per class × test, with the columns of `verdicts.csv`; without rows if
+        the run was not judged. `verdict` is `shortcut`, `clear` or `undecided`.
         """
         return read_table(self.path)
 

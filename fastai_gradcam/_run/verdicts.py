@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["CLASS_COLUMNS", "PICTURE_COLUMNS", "VERDICT_COLUMNS", "Picture", "read_table", "write_verdicts"]
 
 VERDICT_COLUMNS = ("label", "test", "images", "effect", "control", "low", "high", "verdict")
-# What makes the patches of a class suspicious, where it looks, and, if it was not judged, why.
+# Why the patches of a class are suspicious, where it looks, and, if it was not judged, why.
 CLASS_COLUMNS = ("label", "place", "area", "alike", "spread", "stands_out", "colour", "left_out")
 PICTURE_COLUMNS = ("label", "test", "file", "caption")
 ALARM_COLUMNS = ("frame", "label", "test", "effect", "control")
-# Of an atlas: each change of an image, and of the image in it whose class is tested.
+# In an atlas: each change of an image, and of the image in it whose class is tested.
 TRIAL_COLUMNS = ("index", "label", "test", "effect", "control")
 _WORDS = {"label", "test", "verdict", "place", "left_out", "file", "caption"}
 _FILES = {

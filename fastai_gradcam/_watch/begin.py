@@ -17,7 +17,7 @@ from ..run import Run
 
 __all__ = ["adopt", "check_resumable", "claim", "create", "timestamp"]
 
-# What each run of this process watches: a learner or a model. It may continue its run without resume=.
+# The learner or model that each run of this process watches. It may continue its run without resume=.
 _owners: WeakValueDictionary[Path, Any] = WeakValueDictionary()
 
 

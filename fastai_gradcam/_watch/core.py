@@ -279,7 +279,7 @@ class Watcher:
     def close(self, status: str) -> None:
         "All frames on the disk, the run's status set, the writing thread ended. `start` opens the run again."
         _open.discard(self)
-        # What interrupts the training is on its way to the user: nothing of ours takes its place.
+        # The exception that interrupts the training is on its way to the user: nothing of ours takes its place.
         raising = None if status == "finished" else False
         if status == "finished" and self.settings.judge is not None:
             self._judge()

@@ -30,7 +30,7 @@ _SHORT = 256
 
 @dataclass
 class Source:
-    """What a trainer knows of its validation data.
+    """The validation data, as far as a trainer knows it.
 
     `dataset`: its data set, `None` where it has none. `collate`: samples to a batch. `vocab`: the names of the classes
     as the model has them. `mean`, `std`: what pixels were normalised by, `None` where the trainer does not know.
@@ -45,7 +45,7 @@ class Source:
 
 @dataclass
 class Asked:
-    "What the user asked of the panel: see `fastai_gradcam.lightning.GradCAMCallback`."
+    "The user's wishes for the panel: see `fastai_gradcam.lightning.GradCAMCallback`."
 
     n: int = 16
     items: Sequence[Any] | None = None

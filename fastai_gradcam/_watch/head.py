@@ -206,7 +206,7 @@ class Head:
         return scores.argmax(1)
 
     def default(self, scores: Tensor) -> Tensor:
-        "What is explained where nothing is asked for: the predicted class, each predicted label, the first number."
+        "The target where none is asked for: the predicted class, each predicted label, the first number."
         if self.kind != LABELS or (scores.shape[1] == 2 and self.single):
             return self.first(scores)
         # As many columns for all images as the one with most labels has; in the others the first is repeated.

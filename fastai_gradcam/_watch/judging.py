@@ -90,7 +90,7 @@ class Judging:
     ) -> None:
         """All tests at the end (`frame` is `None`), else those that confirm by themselves; verdicts go to the run.
 
-        What cannot be judged is left out; the run keeps the reason.
+        Whatever cannot be judged is left out; the run keeps the reason.
         """
         early = {} if frame is None else {"tests": EARLY}
         try:

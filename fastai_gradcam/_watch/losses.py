@@ -26,7 +26,7 @@ __all__ = [
     "weights",
 ]
 
-# What turns the output into probabilities; `VALUE`: nothing does, the output is a number.
+# The activations that turn the output into probabilities; `VALUE`: nothing does, the output is a number.
 SOFTMAX, SIGMOID, LOG, IDENTITY, VALUE = "softmax", "sigmoid", "log", "identity", "value"
 
 _KNOWN = {
@@ -79,7 +79,7 @@ def unwrapped(loss: Any) -> Any:
 
 
 def activation_of(loss: Any) -> str | Callable[[Tensor], Tensor] | None:
-    """What turns an output into probabilities, as the kind of `loss` says; `None` where it does not.
+    """The activation that turns an output into probabilities, as the kind of `loss` says; `None` where it does not.
 
     One of the constants of this module, or the loss's own `activation`.
     """
@@ -114,7 +114,7 @@ def _own(loss: Any) -> str | Callable[[Tensor], Tensor] | None:
 
 
 def asked(loss: Any, place: Callable[[Tensor], Any], ys: Sequence[tuple[int, ...]], at: int = 0) -> str | None:
-    """What `loss` does to an output before it compares, found by its gradient at made-up outputs.
+    """The activation that `loss` applies to an output before it compares, found by its gradient at made-up outputs.
 
     `place(scores)`: the whole output with `scores` in it. `ys[i]`: `(n,)` for a target of n classes, `()` for a number;
     `at`: the one that belongs to `scores`.

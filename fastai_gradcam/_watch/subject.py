@@ -1,4 +1,4 @@
-"""What is watched: a model and what its training loop has beside it."""
+"""The subject of watching: a model and what its training loop has beside it."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ class Task:
         return sum(self._columns[:i]) + index + count * negative
 
     def in_words(self, wanted: Any, i: int, n: int) -> str | None:
-        "What a callable target explains of image `i` of `n`, `None` where it does not say."
+        "The class that a callable target explains for image `i` of `n`, `None` where it does not say."
         if isinstance(wanted, (Contrast, Segment)):
             head = self.heads[0]
             wanted = wanted.named(lambda target: head.named(head.index(target))).images(slice(i, i + 1), n)
