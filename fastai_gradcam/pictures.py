@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -20,9 +20,14 @@ from ._run.history import NUMBERS
 from ._run.reader import RunFiles
 from .render import DEFAULT_ALPHA, DEFAULT_CMAP, PAPER, Cell, Style, grid
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["animation", "compare", "evolution", "plot"]
 
 PROBABILITY, ON_OBJECT = "#0969da", "#bc4c00"
+# The curves of the evolution: column, colour, words.
+_LINES = [("prob", PROBABILITY, "probability of the class"), ("mask_share", ON_OBJECT, "attention on the object")]
 _MOST_STEPS = 60
 _DRAWABLE = [c for c in (*NUMBERS, "correct", "pointing_hit") if c not in ("frame", "fit", "epoch", "item")]
 
@@ -64,13 +69,9 @@ def evolution(
     items = items_of(run, items)
     top = scale_of([series], items, scale)
     shown = evenly(len(series.frames), columns)
-    lines = [("prob", PROBABILITY, "probability of the class"), ("mask_share", ON_OBJECT, "attention on the object")]
-    lines = lines[: 1 + series.masked]
-    head: Head = [
-        [((colour, "solid"), words) for _, colour, words in lines],
-        [((cmap, "colours"), KEYS[scale])],
-        *([[(None, series.about)]] if series.about else []),
-    ]
+    lines = _LINES[: 1 + series.masked]
+    head: Head = [[((colour, "solid"), words) for _, colour, words in lines], [((cmap, "colours"), KEYS[scale])]]
+    head = [*head, *([[(None, series.about)]] if series.about else [])]
     sheet = Sheet(Plan.of(series.size, len(items), len(shown), 1, tile), head, [series.name(k) for k in shown])
     every = np.interp(range(len(series.frames)), shown, range(len(shown)))
     for place, item in enumerate(items):
@@ -151,9 +152,6 @@ def plot(
     >>> len(axes)
     2
     """
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
     layer, history = layer_of(run, layer), run.history
     history = history[history["layer"] == layer]
     classes = int(history.groupby(["frame", "item"]).size().max()) if len(history) else 1
@@ -166,23 +164,31 @@ def plot(
     if not known:
         raise GradCAMError("The run has no numbers in these columns yet.")
     if ax is None:
+        import matplotlib.pyplot as plt
+
         ax = plt.subplots(1, len(known), figsize=(4 * len(known), 3), squeeze=False, layout="constrained")[1][0]
     axes = np.atleast_1d(ax)
     if axes.size not in (len(columns), len(known)):
         raise GradCAMError(f"ax has {axes.size} axes for {len(columns)} columns; give one for each.")
     for column, at in zip(columns if axes.size == len(columns) else known, axes.flat, strict=True):
-        words = filter(None, (column.replace("_", " "), about(run, layer, classes)))
-        at.set_title("\n".join(words).replace("$", r"\$"))
-        at.set_xlabel("frame")
-        at.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if column not in known:
-            at.text(0.5, 0.5, "no numbers", color="0.5", ha="center", va="center", transform=at.transAxes)
-            continue
-        per_item = history.astype({column: float}).pivot(index="frame", columns="item", values=column)
-        each = at.plot(per_item, color="0.8", linewidth=0.8)
-        mean = at.plot(per_item.mean(axis=1), color=PROBABILITY, linewidth=2, marker="o", markersize=3)
-        at.legend([*mean, *each[:1]], ["mean of the panel", "each image"], fontsize="small", framealpha=0.7)
+        _plot_column(at, history, column, about(run, layer, classes))
     return axes
+
+
+def _plot_column(at: Any, history: pd.DataFrame, column: str, words: str) -> None:
+    "The curves of one column in the axes `at`: the mean of the panel over a thin line for each image."
+    from matplotlib.ticker import MaxNLocator
+
+    at.set_title("\n".join(filter(None, (column.replace("_", " "), words))).replace("$", r"\$"))
+    at.set_xlabel("frame")
+    at.xaxis.set_major_locator(MaxNLocator(integer=True))
+    per_item = history.astype({column: float}).pivot(index="frame", columns="item", values=column)
+    if per_item.isna().all(axis=None):
+        at.text(0.5, 0.5, "no numbers", color="0.5", ha="center", va="center", transform=at.transAxes)
+        return
+    each = at.plot(per_item, color="0.8", linewidth=0.8)
+    mean = at.plot(per_item.mean(axis=1), color=PROBABILITY, linewidth=2, marker="o", markersize=3)
+    at.legend([*mean, *each[:1]], ["mean of the panel", "each image"], fontsize="small", framealpha=0.7)
 
 
 def _animated_kind(path: Path) -> str:

@@ -5,7 +5,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw
+
+from fastai_gradcam._run.verdicts import Picture, write_table, write_verdicts
 
 COLUMNS = (
     "frame fit epoch item layer label target prob pred pred_prob correct loss evidence negative_share entropy "
@@ -89,6 +92,25 @@ def make_run(
         "versions": {"fastai_gradcam": "0.1.0", "fastai": "2.8.12", "torch": "2.13.0"},
     }
     (path / "run.json").write_text(json.dumps(written | (info or {})), encoding="utf-8")
+    return path
+
+
+def judge_run(path, label="Trout", frames=(2, 3)):
+    """Write what a judgement found into the run `path`: a shortcut of one class, with pictures of two patches and of
+    three images before and after, and an alarm in each of `frames`."""
+    row = {"images": 20, "effect": 0.75, "control": 0.05, "low": 0.4, "high": 0.9}
+    trials = []
+    for name in LABELS:
+        for test in ("transplant", "place"):
+            found = (name, test) == (label, "transplant")
+            trials.append({"label": name, "test": test, "verdict": "shortcut" if found else "clear"} | row)
+    classes = [{"label": name, "place": "top left corner", "area": 0.04} for name in LABELS]
+    pictures = [
+        Picture(label, "", Image.new("RGB", (228, 112), "magenta"), "the hottest patches"),
+        Picture(label, "transplant", Image.new("RGB", (344, 228), "teal"), "Perch became Trout; Salmon became Trout"),
+    ]
+    write_verdicts(path, pd.DataFrame(trials), pd.DataFrame(), classes, pictures)
+    write_table(path, "alarms", [{"label": label, "test": "transplant", "frame": frame} | row for frame in frames])
     return path
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from pages import embedded, until
 from PIL import Image
-from report_fixture import make_run
+from report_fixture import judge_run, make_run
 
 from fastai_gradcam import Run
 from fastai_gradcam.report import write_report
@@ -26,10 +26,9 @@ STATES = {
 
 @pytest.fixture(scope="module")
 def fish(tmp_path_factory):
-    "With masks, an empty map and a failed frame."
-    return write_report(
-        Run(make_run(tmp_path_factory.mktemp("fish") / "run", n=8, frames=6, empty=[(5, 3)], failed=(3,)))
-    )
+    "With masks, an empty map, a failed frame and a shortcut that was confirmed."
+    path = make_run(tmp_path_factory.mktemp("fish") / "run", n=8, frames=6, empty=[(5, 3)], failed=(3,))
+    return write_report(Run(judge_run(path)))
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +213,29 @@ def test_on_a_phone_the_first_finding_is_near_the_top(tmp_path, open_page):
     page = open_page(write_report(Run(path)), width=420, height=800)
     assert page.locator(".finding").first.bounding_box()["y"] < 800
     assert page.locator("#story button", has_text="finding").bounding_box()["y"] < 800
+
+
+def test_images_are_filtered_by_how_sure_the_prediction_is(fish, open_page):
+    page = open_page(fish)
+    sure = page.locator(".tile .prob").all_text_contents()
+    for chosen, low, high in (("above", 80, 101), ("between", 50, 80), ("below", 0, 50)):
+        page.select_option("#sure", chosen)
+        shown = page.locator(".tile .prob").all_text_contents()
+        assert shown == [text for text in sure if low <= float(text.rstrip("%")) < high]
+        assert page.is_visible("#clear")
+    page.click("#clear")
+    assert page.locator(".tile").count() == 8 and page.input_value("#sure") == ""
+
+
+def test_the_large_picture_can_be_saved_as_it_is_shown(fish, open_page, tmp_path):
+    page = open_page(fish, "#item=1&frame=2")
+    until(page, "document.getElementById('large-canvas').getContext('2d').getImageData(9, 9, 1, 1).data[3] === 255")
+    with page.expect_download() as saved:
+        page.click("#large-save")
+    assert saved.value.suggested_filename == "run-Salmon-frame-2.png"
+    saved.value.save_as(tmp_path / "saved.png")
+    shown = page.evaluate("(({ width, height }) => [width, height])(document.getElementById('large-canvas'))")
+    assert list(Image.open(tmp_path / "saved.png").size) == shown and "item=1" in page.url
 
 
 # --- curves

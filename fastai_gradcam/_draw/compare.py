@@ -22,6 +22,8 @@ from .sheet import MOST_COLUMNS, Head, Plan, Sheet, draw_row
 __all__ = ["compare"]
 
 MARKS = (("#0969da", "A"), ("#bc4c00", "B"))
+# The curves: column, whether dashed, words.
+_CURVES = [("prob", False, "probability of the class"), ("mask_share", True, "attention on the object")]
 # Two pictures are compared by their mean colours on a grid of so many blocks a side, and by the largest difference of
 # a block, of 255: one photo at 96 to 224 pixels differs by at most 22, two photos by at least 93, a tag on a fish's
 # tray by 78.
@@ -78,11 +80,25 @@ def compare(
         _warn_of(changed, names, both[0], len(items))
     if frame is not None:
         return picture(_pair(both, names, frame, items, changed, tile or 160, alpha, cmap))
+    return picture(_course(both, names, items, changed, columns, tile, alpha, cmap, scale))
+
+
+def _course(
+    both: Sequence[Series],
+    names: Sequence[str],
+    items: Sequence[int],
+    changed: Sequence[int],
+    columns: int,
+    tile: int | None,
+    alpha: float,
+    cmap: str,
+    scale: str,
+) -> Image.Image:
+    "For each image a row of the one run above one of the other, with the curves of both below."
     top = scale_of(both, items, scale)
     trained = [_epochs_trained(one) for one in both]
     shown = _shared(trained[0], trained[1], columns)
-    curves = [("prob", False, "probability of the class"), ("mask_share", True, "attention on the object")]
-    curves = curves[: 1 + any(one.masked for one in both)]
+    curves = _CURVES[: 1 + any(one.masked for one in both)]
     head: Head = [*_head(both, names, curves), [((cmap, "colours"), KEYS[scale])]]
     sheet = Sheet(Plan.of(both[0].size, len(items), len(shown), 2, tile), head, _titles(both, trained, shown))
     for place, item in enumerate(items):
@@ -97,7 +113,7 @@ def compare(
             every = np.interp(epochs, shown, range(len(shown)))
             lines += [Curve(every, series.values(item, column), mark[0], dashed) for column, dashed, _ in curves]
         sheet.curves(place, lines)
-    return picture(sheet.image)
+    return sheet.image
 
 
 def _head(both: Sequence[Series], names: Sequence[str], curves: Sequence[tuple[str, bool, str]]) -> Head:

@@ -23,6 +23,7 @@ from .history import history_of
 from .mailed import as_text, by_name, in_words, mailed
 from .maps import Maps
 from .numbers import base64, number
+from .tried import alarms_of, tried_of
 
 __all__ = ["report_page", "write_report"]
 
@@ -127,6 +128,7 @@ def _data(run: RunFiles, thresholds: Thresholds | None, pictures: Pictures) -> d
         "history": history,
         "findings": findings,
         "checked": checked,
+        "alarms": alarms_of(run),
         "titles": TITLES | TRIED_TITLES,
         "notes": [mailed(note, run.path) for note in notes],
         "cmaps": {name: base64(colormap(name).tobytes()) for name in dict.fromkeys((*CMAPS, DEFAULT_CMAP))},
@@ -177,6 +179,11 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind.lower()};base64,{base64(image_bytes(image, kind, **options))}"
 
 
+def _embedded(image: Image.Image) -> dict[str, Any]:
+    uri = _uri(image, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return {"width": image.width, "height": image.height, "image": uri}
+
+
 def _newest_grid(run: RunFiles, pictures: Pictures) -> dict[str, Any] | None:
     "The newest grid that was saved, small, with words for it; `None` if there is none."
     info = run.contents()
@@ -189,8 +196,7 @@ def _newest_grid(run: RunFiles, pictures: Pictures) -> dict[str, Any] | None:
                 grid.thumbnail((GRID_SIDE, 4 * GRID_SIDE), Image.Resampling.LANCZOS)
                 for old in [known for known in pictures if known[0] == "grid"]:
                     del pictures[old]
-                pictures[key] = {"width": grid.width, "height": grid.height}
-                pictures[key]["image"] = _uri(grid, "JPEG", quality=JPEG_QUALITY, optimize=True)
+                pictures[key] = _embedded(grid)
             return {**pictures[key], "words": frame_name(frame, info.several_fits)}
         except GradCAMError:
             continue
@@ -210,5 +216,7 @@ def _findings(run: RunFiles, thresholds: Thresholds | None) -> tuple[list[dict[s
         checked = checks_in_words(checks_of(run, thresholds or Thresholds()))
     except Exception as error:
         return None, "", [f"The findings could not be worked out ({reason_of(error)})."]
-    shown = found[["kind", "severity", "frame", "layer", "label", "items", "text"]]
-    return shown.to_dict("records"), checked, []
+    shown = found[["kind", "severity", "frame", "layer", "label", "items", "text"]].to_dict("records")
+    for row, finding in zip(shown, found.to_dict("records"), strict=True):
+        row["tried"] = tried_of(run, finding, _embedded)
+    return shown, checked, []

@@ -92,6 +92,11 @@ function drawAxes(picture, low, high, y, inPercent) {
     picture.append(svg('line', { class: 'fit', x1: x, x2: x, y1: CHART.top, y2: CHART.height - CHART.bottom }));
     picture.append(svg('text', { x: x + 3, y: CHART.height - 4 }, `fit ${fit + 1}`));
   });
+  for (const x of alarmFrames().map(xOf)) {
+    picture.append(svg('line', { class: 'alarm', x1: x, x2: x, y1: CHART.top, y2: CHART.height - CHART.bottom }));
+    const late = x > CHART.width / 2;
+    picture.append(svg('text', { class: 'alarm', x: late ? x - 3 : x + 3, y: CHART.top + 9, 'text-anchor': late ? 'end' : 'start' }, 'shortcut'));
+  }
   picture.append(svg('text', { x: CHART.left, y: CHART.height - 4 }, `frame ${run.frames[0].frame}`));
   if (frameCount > 1) {
     const last = run.frames[frameCount - 1].frame;

@@ -40,6 +40,7 @@ function fillControls() {
     holderOf(twin).hidden = holderOf(own).hidden;
   }
   byId('answer').closest('label').hidden = !has('correct');
+  byId('sure').closest('label').hidden = !has('pred_prob');
 }
 
 function listenToControls() {
@@ -66,7 +67,7 @@ function showControls() {
   byId('threshold').setAttribute('aria-valuetext', below);
   byId('alpha-now').textContent = opacity;
   byId('threshold-now').textContent = below;
-  const filtered = ['label', 'answer', 'finding'].filter((name) => state[name]).length;
+  const filtered = FILTERS.filter((name) => state[name]).length;
   byId('active').textContent = filtered ? `· ${filtered} filter${filtered > 1 ? 's' : ''} on` : '';
   drawLegend();
 }

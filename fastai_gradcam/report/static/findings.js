@@ -32,7 +32,29 @@ function findingCard(finding, i) {
   const heading = make('h3', {}, inWords(finding.kind));
   heading.append(make('span', { className: 'severity', textContent: `severity ${severityInWords(finding.severity)}` }));
   const text = make('p', { dir: 'auto', textContent: finding.text });
-  return make('article', { className: 'finding', attributes: { 'data-severity': severityInWords(finding.severity) } }, heading, text, links);
+  const tried = finding.tried ? triedParts(finding.tried) : [];
+  return make('article', { className: 'finding', attributes: { 'data-severity': severityInWords(finding.severity) } }, heading, text, ...tried, links);
+}
+
+/** How many images changed beside the control, since when, the patches, and images before and after. */
+function triedParts({ bars, interval, figures, since }) {
+  const parts = bars.map(([name, share], i) => bar(name, share, i));
+  parts.push(make('p', { className: 'quiet', textContent: `95% interval of the difference: ${interval.map(percent).join(' to ')}` }));
+  const frame = run.frames.findIndex((one) => one.frame === since);
+  if (frame >= 0) parts.push(make('p', {}, 'First seen in ', link(`frame ${since}, ${frameTitle(frame)}`, '', () => jump({ frame })), '.'));
+  parts.push(...figures.map(({ image, width, height, words }) => make(
+    'figure',
+    { className: 'evidence' },
+    make('img', { src: image, width, height, alt: '' }),
+    make('figcaption', { className: 'quiet small', textContent: words, dir: 'auto' }),
+  )));
+  return parts;
+}
+
+function bar(name, share, i) {
+  const length = make('i', { className: `line-${i}` });
+  length.style.width = percent(share || 0);
+  return make('p', { className: 'bar' }, make('span', { textContent: name }), make('span', { className: 'rail', attributes: { 'aria-hidden': 'true' } }, length), make('b', { textContent: percent(share) }));
 }
 
 function link(text, title, act) {

@@ -101,9 +101,11 @@ function captionTile(item) {
 function matches(item) {
   const entry = run.panel[item];
   const found = state.finding ? findingItems(state.finding) : null;
+  const sure = state.sure ? value('pred_prob', state, item) : null;
   return (
     (!state.label || entry.label === state.label)
     && (!state.answer || answerClass(item) === state.answer)
+    && (!state.sure || (sure !== null && SURE[state.sure](sure)))
     && (!found || found.has(item))
   );
 }
@@ -127,7 +129,7 @@ function arrange() {
   if (items.join() !== shown.join() || !panel.children.length) setTiles(items);
   shown = items;
   byId('nothing').hidden = items.length > 0;
-  const filtered = state.label || state.answer || state.finding;
+  const filtered = FILTERS.some((name) => state[name]);
   byId('count').textContent = filtered ? `${items.length} of ${itemCount} images` : '';
   byId('clear').hidden = !filtered;
 }

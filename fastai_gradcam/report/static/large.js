@@ -115,6 +115,14 @@ function fillLarge() {
   drawLarge();
 }
 
+/** The picture as it is shown, under a name that says what it is. Made when it is asked for. */
+function savePicture() {
+  const { item, frame } = state;
+  const words = [run.info.name, run.panel[item].label || `image ${item + 1}`, `frame ${run.frames[frame].frame}`];
+  byId('large-save').download = `${words.join(' ').replace(/[^\p{L}\p{N}._-]+/gu, '-')}.png`;
+  byId('large-save').href = stage.toDataURL();
+}
+
 function showLargeFrame() {
   captionLarge();
   const photo = photoOf(state.item, drawFilm);
@@ -155,6 +163,8 @@ function startLarge() {
   byId('large-frame').max = Math.max(0, frameCount - 1);
   byId('large-frame').addEventListener('input', (event) => goTo(Number(event.target.value)));
   byId('large-play').addEventListener('click', togglePlay);
+  byId('large-save').addEventListener('click', savePicture);
+  byId('large-save').hidden = framed; // a notebook's frame may not save files
   byId('large-close').addEventListener('click', () => dialog.close());
   byId('large-next').addEventListener('click', () => stepImage(1));
   byId('large-previous').addEventListener('click', () => stepImage(-1));

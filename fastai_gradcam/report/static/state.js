@@ -17,6 +17,9 @@ const SORTS = [
 ].filter(([, , column]) => !column || has(column));
 if (new Set(run.panel.map((entry) => entry.label)).size > 1) SORTS.push(['label', 'label', null, () => 0]);
 
+/** How sure the prediction is. */
+const SURE = { above: (x) => x >= 0.8, between: (x) => x >= 0.5 && x < 0.8, below: (x) => x < 0.5 };
+const FILTERS = ['label', 'answer', 'sure', 'finding'];
 const THEMES = ['auto', 'light', 'dark'];
 const labels = [...new Set(run.panel.map((entry) => entry.label))];
 const findings = run.findings || [];
@@ -43,6 +46,7 @@ const SETTINGS = {
   heat: { first: true, read: flag, write: Number, follow: 'draw', control: true, large: true },
   label: { first: '', read: (text) => oneOf(labels)(text), follow: 'arrange', control: true },
   answer: { first: '', read: oneOf(['right', 'wrong']), follow: 'arrange', control: true },
+  sure: { first: '', read: oneOf(Object.keys(SURE)), follow: 'arrange', control: true },
   finding: { first: '', read: (text) => (findingItems(text) ? text : undefined), follow: 'arrange', control: true },
   sort: { first: 'panel', read: oneOf(SORTS.map(([name]) => name)), follow: 'arrange caption', control: true },
   size: { first: 'medium', read: oneOf(['small', 'medium', 'large']), follow: '', control: true },
@@ -102,7 +106,7 @@ function writeAddress() {
 }
 
 function showAll() {
-  change({ label: '', answer: '', finding: '' });
+  change(Object.fromEntries(FILTERS.map((name) => [name, ''])));
 }
 
 addEventListener('hashchange', () => {

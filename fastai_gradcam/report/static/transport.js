@@ -6,11 +6,22 @@ function fillTicks() {
     if (frame.note) return [['failed', i]];
     return i && frame.fit !== run.frames[i - 1].fit ? [['fit', i]] : [];
   });
+  marks.push(...alarmFrames().map((frame) => ['alarm', frame]));
   for (const [kind, frame] of marks) {
-    const mark = make('i', { className: kind, textContent: kind === 'failed' ? '×' : '' });
+    const mark = make('i', { className: kind, textContent: { failed: '×', alarm: '!' }[kind] || '' });
     mark.style.left = at(frame);
     byId('ticks').append(mark);
   }
+}
+
+/** Where a class began to depend on something that was tried, by the place of its frame. */
+function alarmFrames() {
+  return [...new Set(run.alarms.map(({ frame }) => run.frames.findIndex((one) => one.frame === frame)))].filter((i) => i >= 0);
+}
+
+function alarmsIn(frame) {
+  const names = run.alarms.filter((alarm) => alarm.frame === run.frames[frame].frame).map(({ label }) => label || 'the classes together');
+  return names.length ? `From here on, a shortcut is confirmed for ${names.join(', ')}.` : '';
 }
 
 function showFrame() {
@@ -22,6 +33,8 @@ function showFrame() {
   byId('when').setAttribute('aria-live', playing() ? 'off' : 'polite');
   const scores = Object.entries(frame.metrics).slice(0, 4);
   byId('scores').replaceChildren(...scores.map(([name, x]) => make('span', {}, named(name), ` ${number(x)}`)));
+  byId('alarm').textContent = alarmsIn(state.frame);
+  byId('alarm').hidden = !byId('alarm').textContent;
   byId('missing').hidden = !frame.note;
   byId('missing').textContent = frame.note ? `Frame ${frame.frame} ${frame.note}` : '';
 }
