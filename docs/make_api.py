@@ -47,7 +47,7 @@ PAGES = [
         ["smoothed", "augmented", "eigen", "fuse", "register", "register_weights", "resolve_method", "Method"],
     ),
     ("Runs", "run", ["Run"]),
-    ("Findings", "findings", ["findings", "Thresholds"]),
+    ("Findings", "findings", ["findings", "checks", "checks_in_words", "Thresholds"]),
     ("The whole data set", "atlas", ["Atlas", "to_spotlight", "to_fiftyone", "to_wandb"]),
     ("Judging", "judge", ["judge", "Verdicts", "Rule", "Suspicion"]),
     ("Pictures of a run", "pictures", ["evolution", "animation", "plot"]),

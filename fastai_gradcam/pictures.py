@@ -179,7 +179,8 @@ def _plot_column(at: Any, history: pd.DataFrame, column: str, words: str) -> Non
     "The curves of one column in the axes `at`: the mean of the panel over a thin line for each image."
     from matplotlib.ticker import MaxNLocator
 
-    at.set_title("\n".join(filter(None, (column.replace("_", " "), words))).replace("$", r"\$"))
+    name = {known: said for known, _, said in _LINES}.get(column, column.replace("_", " "))
+    at.set_title("\n".join(filter(None, (name, words))).replace("$", r"\$"))
     at.set_xlabel("frame")
     at.xaxis.set_major_locator(MaxNLocator(integer=True))
     per_item = history.astype({column: float}).pivot(index="frame", columns="item", values=column)

@@ -384,6 +384,49 @@ AFTERWARDS = {
 }
 
 
+# --- tables
+
+
+def rows_of_table(document, heading):
+    "The cells of each row of the first table of `document` whose head begins with `heading`."
+    lines = iter(text_of(document).splitlines())
+    next(line for line in lines if line.startswith(f"| {heading} |"))
+    next(lines)
+    for line in lines:
+        if not line.startswith("|"):
+            return
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.slow
+def test_the_ranges_that_are_told_hold_for_a_history(here):
+    from fastai_gradcam.run import HISTORY_COLUMNS, Run
+
+    history, told = Run("gradcam/my-run").history, {}
+    for names, _, range_ in rows_of_table("docs/reading.md", "column"):
+        low, _, high = range_.partition(" … ") if " … " in range_ else range_.partition(" …")
+        bounds = [float(x) if re.fullmatch(r"-?[\d.]+", x) else np.inf for x in (low, high)] if range_ else None
+        told |= dict.fromkeys(re.findall("`(.+?)`", names), bounds)
+    assert set(told) == set(HISTORY_COLUMNS)
+    checked = 0
+    for column, bounds in told.items():
+        if bounds and history[column].dtype.kind in "if":
+            numbers = history[column].dropna()
+            assert numbers.between(*bounds).all(), (column, bounds, numbers.min(), numbers.max())
+            checked += len(numbers) > 0
+    assert checked > 10 and history["loss"].max() > 1  # a range up to 1 would be told wrongly
+
+
+def test_the_page_on_findings_has_each_kind_with_its_severity():
+    from fastai_gradcam.findings import KINDS
+
+    told = {}
+    for name, severity, means, action in rows_of_table("docs/findings.md", "kind"):
+        told[name.strip("`")] = tuple(float(x) for x in severity.split(" … "))
+        assert means and action
+    assert told == KINDS
+
+
 # --- links and names
 
 

@@ -417,7 +417,7 @@ def test_an_animation_that_this_pillow_cannot_write_is_refused_with_those_it_can
 
 def test_curves_are_the_means_of_the_history(run):
     axes = run.plot(["prob", "entropy"])
-    assert len(axes) == 2 and axes[0].get_title() == "prob"
+    assert len(axes) == 2 and axes[0].get_title() == "probability of the class"
     mean = run.history.groupby("frame")["prob"].mean()
     thick = max(axes[0].lines, key=lambda line: line.get_linewidth())
     assert np.allclose(thick.get_ydata(), mean) and list(thick.get_xdata()) == [0, 1, 3]
@@ -429,7 +429,7 @@ def test_curves_are_the_means_of_the_history(run):
 
 def test_columns_without_numbers_are_left_out(tmp_path):
     run = Run(make_run(tmp_path / "run", n=2, frames=2, masks=False))
-    assert [a.get_title() for a in run.plot(["mask_share", "prob"])] == ["prob"]
+    assert [a.get_title() for a in run.plot(["mask_share", "prob"])] == ["probability of the class"]
     with pytest.raises(ValueError, match="no numbers"):
         run.plot(["mask_share"])
     plt.close("all")
@@ -468,7 +468,12 @@ def test_axes_that_were_given_are_all_used(tmp_path):
     run = Run(make_run(tmp_path / "run", n=2, frames=2, masks=False))
     four = plt.subplots(2, 2)[1]
     assert run.plot(ax=four) is four
-    assert [a.get_title() for a in four.flat] == ["prob", "mask share", "entropy", "centroid shift"]
+    assert [a.get_title() for a in four.flat] == [
+        "probability of the class",
+        "attention on the object",
+        "entropy",
+        "centroid shift",
+    ]
     assert [len(a.lines) for a in four.flat] == [3, 0, 3, 3]
     assert [t.get_text() for t in four.flat[1].texts] == ["no numbers"]
     assert [len(a.lines) for a in run.plot(ax=plt.subplots(1, 3)[1])] == [3, 3, 3]

@@ -51,7 +51,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in channels)):
         raise GradCAMError(
             f"An image as an array or tensor must be uint8 (H, W), (H, W, C) or (C, H, W), got {array.dtype} "
-            f"{array.shape}."
+            f"{array.shape}. Give the image before its transforms; a normalised batch goes to gradcam(learn.model, x)."
         )
     return Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels))
 
