@@ -1,12 +1,14 @@
 """How many shortcuts the judge names, and how many it names where there is none.
 
-    python benchmarks/shortcuts.py train --work FOLDER --data FOLDER   # trains and judges, a line per model; resumable
-    python benchmarks/shortcuts.py table --work FOLDER          # fixes thresholds on even seeds, reports odd ones
+    python benchmarks/shortcuts.py train --work FOLDER --data FOLDER   # a line in models.jsonl and weights per model
+    python benchmarks/shortcuts.py judge --work FOLDER --data FOLDER   # a line in judged.jsonl for each of them
+    python benchmarks/shortcuts.py table --work FOLDER                 # thresholds by even seeds, a report of odd ones
 
-`--data`: a folder with `clothing` and `torch_home` (photos and the pretrained SqueezeNet). A model has *fallen* for a
-signal if the signal, put on other classes' validation pictures, turns at least half of them into its class, beyond
-those
-taken for it anyway. It is *honest* if it was trained without one.
+Each step goes on where it was stopped. After a change of the judge, `judged.jsonl` is removed and made again, in
+minutes; after a change of the rule alone, the table is. `--data`: a folder with `clothing` and `torch_home` (photos and
+the pretrained SqueezeNet). A model has *fallen* for a signal if the signal, put on other classes' validation pictures,
+turns at least half of them into its class, beyond those taken for it anyway. It is *honest* if it was trained without
+one.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import itertools
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +29,7 @@ from shortcut_models import (
     LOCAL,
     RECIPES,
     SIGNALS,
+    Pictures,
     clothing,
     fashion,
     fish,
@@ -53,53 +58,41 @@ def plan(seeds: int) -> list[tuple[str, str, int]]:
     return found
 
 
-def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
-    """Train one model, judge it at each quarter and at the end, and ask the peers."""
-    torch.manual_seed(seed)
+def pictures(data: str, signal: str, seed: int, args: argparse.Namespace) -> tuple[Pictures, int, Pictures, Any]:
+    """The pictures with the signal in one class, that class, the pictures without it, and the generator behind them."""
     rng = np.random.default_rng([seed, len(data), len(signal)])
-    p = {"fish": lambda: fish(args.work), "clothing": lambda: clothing(args.data), "fashion": fashion}[data]()
-    c = int(rng.integers(len(p.names)))
-    plain, other = p.valid_x, p.valid_y != c
+    plain = {"fish": lambda: fish(args.work), "clothing": lambda: clothing(args.data), "fashion": fashion}[data]()
+    c = int(rng.integers(len(plain.names)))
+    p = replace(plain, x=plain.x.clone(), valid_x=plain.valid_x.clone())
     if signal != "none":
         for x, y, masks in ((p.x, p.y, p.masks), (p.valid_x, p.valid_y, p.valid_masks)):
             x[y == c] = planted(signal, x[y == c], rng, None if masks is None else masks[y == c])
+    return p, c, plain, rng
+
+
+def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
+    """Train one model, keep its weights at each quarter of the training, measure the truth, and ask the peers."""
+    torch.manual_seed(seed)
+    p, c, plain, rng = pictures(data, signal, seed, args)
     order = torch.from_numpy(rng.permutation(len(p.valid_y)))[:200]
-    batches = [
-        (normalised(p.valid_x[k]), p.valid_y[k], *(() if p.valid_masks is None else (p.valid_masks[k],)))
-        for k in order.split(32)
-    ]
-    net, alarms, spent = network(data, len(p.names), args.data), [], [0.0]
+    net, kept = network(data, len(p.names), args.data), []
 
-    def early(epoch: int) -> None:
-        # Four times in a training, by half of the images.
-        if (epoch + 1) % max(1, RECIPES[data][0] // 4):
-            return
-        began = time.process_time()
-        verdicts = judge(net, batches[: len(batches) // 2], p.names, tests=EARLY)
-        alarms.append(
-            [{**row, **asdict(verdicts.suspicion[row["label"]])} for row in verdicts.table.to_dict("records")]
-        )
-        spent[0] += time.process_time() - began
+    def keep(epoch: int) -> None:
+        if (epoch + 1) % max(1, RECIPES[data][0] // 4) == 0:
+            kept.append({k: v.clone() for k, v in net.state_dict().items()})
 
     began = time.process_time()
-    train(net, data, p.x, p.y, seed, early)
-    training = time.process_time() - began - spent[0]
-    began = time.process_time()
-    verdicts = judge(net, batches, p.names)
-    judging = time.process_time() - began
-    right = predicted(net, p.valid_x)
+    train(net, data, p.x, p.y, seed, keep)
+    training = time.process_time() - began
+    torch.save({"order": order, "quarters": kept}, weights(args.work, data, signal, seed))
     found = {
         "data": data, "signal": signal, "seed": seed, "label": None if signal == "none" else p.names[c],
-        "accuracy": float((right == p.valid_y).float().mean()), "images": verdicts.images, "passes": verdicts.passes,
-        "seconds": {"training": training, "judging": judging, "early": spent[0]}, "classes": len(p.names),
-        "rows": verdicts.table.to_dict("records"),
-        "pooled": verdicts.pooled.to_dict("records"),
-        "suspicion": {k: asdict(s) for k, s in verdicts.suspicion.items()},
-        "early": alarms,
+        "accuracy": float((predicted(net, p.valid_x) == p.valid_y).float().mean()), "training": training,
     }  # fmt: skip
     if signal != "none":
-        marked = planted(signal, plain[other], rng, None if p.valid_masks is None else p.valid_masks[other])
-        found["before"] = float((right[other] == c).float().mean())
+        other = p.valid_y != c
+        marked = planted(signal, plain.valid_x[other], rng, None if p.valid_masks is None else p.valid_masks[other])
+        found["before"] = float((predicted(net, p.valid_x[other]) == c).float().mean())
         found["turned"] = float((predicted(net, marked) == c).float().mean())
     with tempfile.TemporaryDirectory() as folder:
         found["findings"] = library_findings(net, p, Path(folder), seed)
@@ -108,26 +101,57 @@ def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> di
     return found
 
 
-def run(args: argparse.Namespace) -> None:
+def one_judgement(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
+    """Judge one trained model at each quarter, as `judge="every"` does, and at the end."""
+    p, *_ = pictures(data, signal, seed, args)
+    kept = torch.load(weights(args.work, data, signal, seed))
+    batches = [
+        (normalised(p.valid_x[k]), p.valid_y[k], *(() if p.valid_masks is None else (p.valid_masks[k],)))
+        for k in kept["order"].split(32)
+    ]
+    net, early = network(data, len(p.names), args.data).eval(), []
+    for weights_ in kept["quarters"]:
+        net.load_state_dict(weights_)
+        verdicts = judge(net, batches[: len(batches) // 2], p.names, tests=EARLY)
+        early.append([{**row, **asdict(verdicts.suspicion[row["label"]])} for row in verdicts.table.to_dict("records")])
+    began = time.process_time()
+    verdicts = judge(net, batches, p.names)
+    return {
+        "data": data, "signal": signal, "seed": seed, "images": verdicts.images, "passes": verdicts.passes,
+        "judging": time.process_time() - began, "rows": verdicts.table.to_dict("records"),
+        "pooled": verdicts.pooled.to_dict("records"), "early": early,
+        "suspicion": {k: asdict(s) for k, s in verdicts.suspicion.items()},
+    }  # fmt: skip
+
+
+def weights(work: Path, data: str, signal: str, seed: int) -> Path:
+    return work / f"{data}-{signal}-{seed}.pt"
+
+
+def run(work: Callable[..., dict], file: Path, args: argparse.Namespace) -> None:
+    """`work` for each model that has no line in `file`, until the minutes are over."""
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    file = args.work / "models.jsonl"
-    done = {(m["data"], m["signal"], m["seed"]) for m in read(file)} if file.exists() else set()
+    done, began = {key_of(m) for m in read(file)}, time.time()
     for key in plan(args.seeds):
-        if key not in done:
-            found = one_model(*key, args)
+        if time.time() - began > 60 * args.minutes:
+            break
+        if key not in done and (work is one_model or weights(args.work, *key).exists()):
+            found = work(*key, args)
             with file.open("a") as out:
                 out.write(json.dumps(found) + "\n")
-            turned = f"turned {found['turned']:.2f}" if "turned" in found else ""
-            named = [(r["label"], r["test"]) for r in found["rows"] if r["verdict"] == "shortcut"]
-            print(*key, f"accuracy {found['accuracy']:.2f}", found["label"], turned, named, flush=True)
+            print(*key, f"{time.time() - began:.0f} s", flush=True)
+
+
+def key_of(m: dict) -> tuple[str, str, int]:
+    return m["data"], m["signal"], m["seed"]
 
 
 # --- the table
 
 
 def read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def kind(m: dict) -> str:
@@ -185,7 +209,8 @@ def interval(hits: int, n: int) -> str:
 
 
 def table(args: argparse.Namespace) -> None:
-    models = read(args.work / "models.jsonl")
+    judged = {key_of(m): m for m in read(args.work / "judged.jsonl")}
+    models = [{**m, **judged[key_of(m)]} for m in read(args.work / "models.jsonl") if key_of(m) in judged]
     rule = fixed_rule([m for m in models if m["seed"] % 2 == 0])
     shipped = Rule()
     print(f"Thresholds fixed on even seeds: {rule}\nShipped: {'the same' if rule == shipped else shipped}\n")
@@ -219,7 +244,7 @@ def table(args: argparse.Namespace) -> None:
                   f"{len(caught)} of {len(early)} fallen models.")  # fmt: skip
         false = [any(alarms(m, rule)) for m in part if kind(m) == "honest"]
         print(f"Honest models with an alarm after any epoch: {interval(sum(false), len(false))}.\n")
-    share = [m["seconds"]["judging"] / m["seconds"]["training"] for m in models]
+    share = [m["judging"] / m["training"] for m in models]
     print(f"Passes: at most {max(m['passes'] for m in models):.2f}.")
     print(f"Judging took {np.median(share):.0%} of the training "
           f"(median, processor time).")  # fmt: skip
@@ -233,13 +258,19 @@ def _split(rows: list[dict]) -> tuple[list[dict], dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("what", choices=("train", "judge", "table"))
     parser.add_argument("--work", type=Path, required=True, help="a folder for models.jsonl and drawn pictures")
     parser.add_argument("--data", type=Path, help="a folder with clothing/ and torch_home/")
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many; a later call goes on")
     args = parser.parse_args()
-    run(args) if args.what == "train" else table(args)
+    if args.what == "train":
+        run(one_model, args.work / "models.jsonl", args)
+    elif args.what == "judge":
+        run(one_judgement, args.work / "judged.jsonl", args)
+    else:
+        table(args)
 
 
 if __name__ == "__main__":

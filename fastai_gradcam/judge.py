@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ._engine.method import MapFunction, Method
 from ._errors import GradCAMError, one_of
 from ._judge.interventions import Intervention, interventions
-from ._judge.look import Data, Seen, look_at
+from ._judge.look import Data, Look, Seen, look_at
 from ._judge.record import class_rows, pictures_of
-from ._judge.rule import Row, Rule, Suspicion, alike, distance, measured, pooled, spread, with_verdicts
-from ._judge.trials import Outcomes, hold
+from ._judge.rule import Row, Rule, Suspicion, measured, pooled, suspicions, with_verdicts
+from ._judge.trials import Outcomes, Trial, hold
 from ._net.guard import undisturbed
 from ._net.layers import Layer, named_layers, unwrap
 from ._net.shadow import shadow
@@ -131,54 +131,11 @@ def judge(
     with torch.inference_mode(False), undisturbed():
         # Its own weights: a network that writes into its parameters in its forward pass must not reach the model's.
         net = shadow(unwrap(model), own_weights=True)
-
-        def ask(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return _scores(net(x))
-
-        def look(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            cams = explain(net, x, layer=layers, target=y.to(x.device), method=method)
-            return _scores(cams.output), cams.maps[0]
-
-        seen = look_at(data, look, torch.Generator().manual_seed(seed), total.looked)
-        wanted = [t for t in wanted if seen.masks or not t.masks] if tests is None else wanted
-        if any(t.masks for t in wanted) and not seen.masks:
-            raise GradCAMError(f"The tests {[t.name for t in wanted if t.masks]} need masks in every batch of the set.")
-        classes = seen.judged(LEAST)
-        names = [str(vocab[c]) if vocab and c < len(vocab) else str(c) for c in range(seen.classes)]
-        outcomes = Outcomes()
-        if classes:
-            total.size = len(seen)
-            outcomes = hold(wanted, data, seen, classes, ask, passes - 1, seed, total.changed)
-    outcomes.forwards += len(seen)
-    rows = {
-        c: [
-            measured(names[c], t.name, outcomes.of(c, t.name), np.random.default_rng([seed, c, k]))
-            for k, t in enumerate(wanted)
-        ]
-        for c in classes
-    }
-    suspicion = _suspicions(seen, rows)
-    together = [
-        measured(
-            "", t.name, [trial for trial in outcomes.trials if trial.test == t.name], np.random.default_rng([seed, k])
-        )
-        for k, t in enumerate(wanted)
-        if len(classes) > 1
-    ]
-    if together:
-        together = with_verdicts(together, pooled(list(suspicion.values())), rule or Rule())
-    judged = [row for c in classes for row in with_verdicts(rows[c], suspicion[c], rule or Rule())]
-    return Verdicts(
-        pd.DataFrame([vars(row) for row in judged], columns=list(COLUMNS)),
-        pd.DataFrame([vars(row) for row in together], columns=list(COLUMNS)),
-        {names[c]: s for c, s in suspicion.items()},
-        _left_out(seen, classes, names),
-        len(seen),
-        outcomes.forwards / len(seen),
-        outcomes,
-        names,
-    )
+        seen = look_at(data, _looking(net, layers, method), torch.Generator().manual_seed(seed), total.looked)
+        wanted = _possible(wanted, seen, asked=tests is not None)
+        total.size = len(seen)
+        outcomes = hold(wanted, data, seen, seen.judged(LEAST), _asking(net), passes - 1, seed, total.changed)
+    return _verdicts([t.name for t in wanted], seen, outcomes, vocab, rule or Rule(), seed)
 
 
 def _wanted(tests: Sequence[str] | None) -> list[Intervention]:
@@ -188,6 +145,29 @@ def _wanted(tests: Sequence[str] | None) -> list[Intervention]:
     return [interventions[name] for name in (interventions if tests is None else tests)]
 
 
+def _possible(wanted: list[Intervention], seen: Seen, asked: bool) -> list[Intervention]:
+    masked = [t.name for t in wanted if t.masks and not seen.masks]
+    if asked and masked:
+        raise GradCAMError(f"The tests {masked} need masks in every batch of the set.")
+    return [t for t in wanted if t.name not in masked]
+
+
+def _looking(net: nn.Module, layers: list[str] | None, method: str | Method | MapFunction) -> Look:
+    def look(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        cams = explain(net, x, layer=layers, target=y.to(x.device), method=method)
+        return _scores(cams.output), cams.maps[0]
+
+    return look
+
+
+def _asking(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    def ask(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _scores(net(x))
+
+    return ask
+
+
 def _scores(output: Any) -> Tensor:
     output = main_output(output).detach().float()
     if output.ndim > 2 and output[0, 0].numel() == 1:
@@ -195,6 +175,38 @@ def _scores(output: Any) -> Tensor:
     if output.ndim > 2:
         raise GradCAMError(f"Interventions need a score per class and image, (N, K), got {tuple(output.shape)}.")
     return class_scores(output)
+
+
+def _verdicts(
+    tests: Sequence[str], seen: Seen, outcomes: Outcomes, vocab: Sequence[str] | None, rule: Rule, seed: int
+) -> Verdicts:
+    classes = seen.judged(LEAST)
+    names = [str(vocab[c]) if vocab and c < len(vocab) else str(c) for c in range(seen.classes)]
+
+    def row(label: str, test: str, trials: list[Trial], *key: int) -> Row:
+        return measured(label, test, trials, np.random.default_rng([seed, *key]))
+
+    rows = {c: [row(names[c], t, outcomes.of(c, t), c, k) for k, t in enumerate(tests)] for c in classes}
+    suspicion = suspicions(seen, rows)
+    together: list[Row] = []
+    if len(classes) > 1:
+        together = [row("", t, [trial for trial in outcomes.trials if trial.test == t], k) for k, t in enumerate(tests)]
+        together = with_verdicts(together, pooled(list(suspicion.values())), rule)
+    each = [row for c in classes for row in with_verdicts(rows[c], suspicion[c], rule)]
+    return Verdicts(
+        _table(each),
+        _table(together),
+        {names[c]: s for c, s in suspicion.items()},
+        _left_out(seen, classes, names),
+        len(seen),
+        (outcomes.forwards + len(seen)) / len(seen),
+        outcomes,
+        names,
+    )
+
+
+def _table(rows: Sequence[Row]) -> pd.DataFrame:
+    return pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
 
 
 class _Progress:
@@ -210,25 +222,6 @@ class _Progress:
         self.shown += images
         if self.report is not None:
             self.report(min(1.0, self.shown / (self.passes * self.size)))
-
-
-def _suspicions(seen: Seen, rows: Mapping[int, Sequence[Row]]) -> dict[int, Suspicion]:
-    right, y = seen.right.numpy(), seen.y.numpy()
-    colours, means = seen.colours.numpy(), seen.means.numpy()
-    centres = (seen.hot.numpy() + np.array(seen.side) / 2) / np.array(seen.size)
-    area = seen.side[0] * seen.side[1] / (seen.size[0] * seen.size[1])
-    excess = {c: row.excess for c, mine in rows.items() for row in mine if row.test == "transplant" and row.images}
-    found = {}
-    for c in rows:
-        mine, rest = right & (y == c), [v for k, v in excess.items() if k != c]
-        found[c] = Suspicion(
-            area,
-            alike(colours[mine], colours[right & (y != c)]),
-            spread(centres[mine]),
-            excess.get(c, np.nan) - (float(np.median(rest)) if rest else 0.0),
-            distance(means, y, c),
-        )
-    return found
 
 
 def _left_out(seen: Seen, classes: Sequence[int], names: Sequence[str]) -> dict[str, str]:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .look import Seen
 from .trials import Trial
 
-__all__ = ["Row", "Rule", "Suspicion", "alike", "distance", "interval", "measured", "pooled", "spread", "with_verdicts"]
+__all__ = [
+    "Row",
+    "Rule",
+    "Suspicion",
+    "alike",
+    "distance",
+    "interval",
+    "measured",
+    "pooled",
+    "spread",
+    "suspicions",
+    "with_verdicts",
+]
 
 SHORTCUT, CLEAR, UNDECIDED = "shortcut", "clear", "undecided"
 # Losing a true part of an object loses the class, too. So what was taken away counts only where one of these, which
@@ -142,6 +155,26 @@ def _is_shortcut(row: Row, suspicion: Suspicion, rule: Rule) -> bool:
     if row.test == "colour" and not suspicion.colour >= rule.colour:
         return False
     return row.images >= rule.images and row.excess >= needed and row.low > rule.low
+
+
+def suspicions(seen: Seen, rows: Mapping[int, Sequence[Row]]) -> dict[int, Suspicion]:
+    """The suspicion of each class of `rows`."""
+    right, y = seen.right.numpy(), seen.y.numpy()
+    colours, means = seen.colours.numpy(), seen.means.numpy()
+    centres = (seen.hot.numpy() + np.array(seen.side) / 2) / np.array(seen.size)
+    area = seen.side[0] * seen.side[1] / (seen.size[0] * seen.size[1])
+    excess = {c: row.excess for c, mine in rows.items() for row in mine if row.test == "transplant" and row.images}
+    found = {}
+    for c in rows:
+        mine, rest = right & (y == c), [v for k, v in excess.items() if k != c]
+        found[c] = Suspicion(
+            area,
+            alike(colours[mine], colours[right & (y != c)]),
+            spread(centres[mine]),
+            excess.get(c, np.nan) - (float(np.median(rest)) if rest else 0.0),
+            distance(means, y, c),
+        )
+    return found
 
 
 def pooled(each: Sequence[Suspicion]) -> Suspicion:

@@ -129,6 +129,8 @@ def hold(
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     pairing, outcomes = Pairing(seen, classes, rng), Outcomes()
+    if not classes:
+        return outcomes
     regions = {c: places_of(seen.mean_maps[c]) for c in classes}
     outcomes.places = {c: places["corner"].name for c, places in regions.items()}
     # An image changed is shown twice: as the test has it, and as its control has it.
