@@ -1,14 +1,17 @@
 """How many shortcuts the judge names, and how many it names where there is none.
 
-    python benchmarks/shortcuts.py train --work FOLDER --data FOLDER   # a line in models.jsonl and weights per model
-    python benchmarks/shortcuts.py judge --work FOLDER --data FOLDER   # a line in judged.jsonl for each of them
+    python benchmarks/shortcuts.py train --work FOLDER --data FOLDER   # models, and what turns them
+    python benchmarks/shortcuts.py judge --work FOLDER --data FOLDER   # the judge at the end of their training
+    python benchmarks/shortcuts.py early --work FOLDER --data FOLDER   # … and four times in it
+    python benchmarks/shortcuts.py peers --work FOLDER --data FOLDER   # what others make of them
     python benchmarks/shortcuts.py table --work FOLDER                 # thresholds by even seeds, a report of odd ones
 
-Each step goes on where it was stopped. After a change of the judge, `judged.jsonl` is removed and made again, in
-minutes; after a change of the rule alone, the table is. `--data`: a folder with `clothing` and `torch_home` (photos and
-the pretrained SqueezeNet). A model has *fallen* for a signal if the signal, put on other classes' validation pictures,
-turns at least half of them into its class, beyond those taken for it anyway. It is *honest* if it was trained without
-one.
+Each step writes a file of its own, a line per model, and goes on where it was stopped. After a change of the judge
+`judge.jsonl` is removed and made again, in minutes; after a change of the rule alone, only the table is. `--data`: a
+folder with `clothing` and `torch_home` (photos and the pretrained SqueezeNet).
+
+A model has *fallen* for a signal if the signal, put on other classes' validation pictures, turns at least half of them
+into its class, beyond those taken for it anyway. It is *honest* if it was trained without one.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from shortcut_models import (
 )
 from shortcut_peers import focused_cluster, library_findings, property_score
 
-from fastai_gradcam._judge.rule import Row, Suspicion, with_verdicts
+from fastai_gradcam._judge.rule import Row, Suspicion, pooled, with_verdicts
 from fastai_gradcam.judge import Rule, judge
 
 EARLY = ("transplant", "place", "border", "colour")
@@ -71,7 +74,7 @@ def pictures(data: str, signal: str, seed: int, args: argparse.Namespace) -> tup
 
 
 def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
-    """Train one model, keep its weights at each quarter of the training, measure the truth, and ask the peers."""
+    """Train one model, keep its weights at each quarter of the training, and measure the truth."""
     torch.manual_seed(seed)
     p, c, plain, rng = pictures(data, signal, seed, args)
     order = torch.from_numpy(rng.permutation(len(p.valid_y)))[:200]
@@ -86,7 +89,7 @@ def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> di
     training = time.process_time() - began
     torch.save({"order": order, "quarters": kept}, weights(args.work, data, signal, seed))
     found = {
-        "data": data, "signal": signal, "seed": seed, "label": None if signal == "none" else p.names[c],
+        "label": None if signal == "none" else p.names[c],
         "accuracy": float((predicted(net, p.valid_x) == p.valid_y).float().mean()), "training": training,
     }  # fmt: skip
     if signal != "none":
@@ -94,53 +97,74 @@ def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> di
         marked = planted(signal, plain.valid_x[other], rng, None if p.valid_masks is None else p.valid_masks[other])
         found["before"] = float((predicted(net, p.valid_x[other]) == c).float().mean())
         found["turned"] = float((predicted(net, marked) == c).float().mean())
-    with tempfile.TemporaryDirectory() as folder:
-        found["findings"] = library_findings(net, p, Path(folder), seed)
-    found["clusters"] = focused_cluster(net, p)
-    found["property"] = property_score(p.x, p.y)
     return found
 
 
-def one_judgement(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
-    """Judge one trained model at each quarter, as `judge="every"` does, and at the end."""
+def trained_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> tuple[Any, Pictures, list, list]:
+    """The trained network, its pictures, the judging set in batches, and the weights at each quarter."""
     p, *_ = pictures(data, signal, seed, args)
     kept = torch.load(weights(args.work, data, signal, seed))
-    batches = [
-        (normalised(p.valid_x[k]), p.valid_y[k], *(() if p.valid_masks is None else (p.valid_masks[k],)))
-        for k in kept["order"].split(32)
-    ]
-    net, early = network(data, len(p.names), args.data).eval(), []
-    for weights_ in kept["quarters"]:
-        net.load_state_dict(weights_)
-        verdicts = judge(net, batches[: len(batches) // 2], p.names, tests=EARLY)
-        early.append([{**row, **asdict(verdicts.suspicion[row["label"]])} for row in verdicts.table.to_dict("records")])
+    net = network(data, len(p.names), args.data).eval()
+    net.load_state_dict(kept["quarters"][-1])
+    masks = p.valid_masks
+    order = kept["order"].split(32)
+    batches = [(normalised(p.valid_x[k]), p.valid_y[k], *(() if masks is None else (masks[k],))) for k in order]
+    return net, p, batches, kept["quarters"]
+
+
+def peers(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
+    """What others make of one trained model."""
+    net, p, *_ = trained_model(data, signal, seed, args)
+    with tempfile.TemporaryDirectory() as folder:
+        findings = library_findings(net, p, Path(folder), seed)
+    return {"findings": findings, "clusters": focused_cluster(net, p), "property": property_score(p.x, p.y)}
+
+
+def judgement(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
+    """Judge one trained model, as `judge="end"` does."""
+    net, p, batches, _ = trained_model(data, signal, seed, args)
     began = time.process_time()
     verdicts = judge(net, batches, p.names)
     return {
-        "data": data, "signal": signal, "seed": seed, "images": verdicts.images, "passes": verdicts.passes,
-        "judging": time.process_time() - began, "rows": verdicts.table.to_dict("records"),
-        "pooled": verdicts.pooled.to_dict("records"), "early": early,
+        "images": verdicts.images, "passes": verdicts.passes, "judging": time.process_time() - began,
+        "rows": verdicts.table.to_dict("records"), "pooled": verdicts.pooled.to_dict("records"),
         "suspicion": {k: asdict(s) for k, s in verdicts.suspicion.items()},
     }  # fmt: skip
+
+
+def early(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
+    """Judge one model at each quarter of its training by half of the images, as `judge="every"` does."""
+    net, p, batches, quarters = trained_model(data, signal, seed, args)
+    found = []
+    for quarter in quarters:
+        net.load_state_dict(quarter)
+        verdicts = judge(net, batches[: len(batches) // 2], p.names, tests=EARLY)
+        found.append([{**row, **asdict(verdicts.suspicion[row["label"]])} for row in verdicts.table.to_dict("records")])
+    return {"early": found}
 
 
 def weights(work: Path, data: str, signal: str, seed: int) -> Path:
     return work / f"{data}-{signal}-{seed}.pt"
 
 
-def run(work: Callable[..., dict], file: Path, args: argparse.Namespace) -> None:
-    """`work` for each model that has no line in `file`, until the minutes are over."""
+# Each step writes a line per model into a file of its own.
+STEPS: dict[str, Callable[..., dict]] = {"train": one_model, "judge": judgement, "early": early, "peers": peers}
+
+
+def run(step: str, args: argparse.Namespace) -> None:
+    """One step for each model that has not taken it, until the minutes are over."""
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    done, began = {key_of(m) for m in read(file)}, time.time()
+    file, began = args.work / f"{step}.jsonl", time.time()
+    done = {key_of(m) for m in read(file)}
     for key in plan(args.seeds):
         if time.time() - began > 60 * args.minutes:
             break
-        if key not in done and (work is one_model or weights(args.work, *key).exists()):
-            found = work(*key, args)
+        if key not in done and (step == "train" or weights(args.work, *key).exists()):
+            found = dict(zip(("data", "signal", "seed"), key, strict=True)) | STEPS[step](*key, args)
             with file.open("a") as out:
                 out.write(json.dumps(found) + "\n")
-            print(*key, f"{time.time() - began:.0f} s", flush=True)
+            print(step, *key, f"{time.time() - began:.0f} s", flush=True)
 
 
 def key_of(m: dict) -> tuple[str, str, int]:
@@ -161,14 +185,18 @@ def kind(m: dict) -> str:
     return "fallen" if gain >= FALLEN else "spared" if gain < SPARED else "between"
 
 
-def named(m: dict, rule: Rule, rows: list[dict] | None = None, suspicion: dict | None = None) -> set[str]:
-    """The classes with a shortcut by `rule`."""
-    rows, suspicion = m["rows"] if rows is None else rows, m["suspicion"] if suspicion is None else suspicion
+def named(m: dict, rule: Rule) -> set[str]:
+    """The classes with a shortcut by `rule`; "" if all classes together have one."""
+    known = {label: Suspicion(**s) for label, s in m["suspicion"].items()}
+    found = _named(m["rows"], known, rule)
+    return found | (_named(m["pooled"], {"": pooled(list(known.values()))}, rule) if known else set())
+
+
+def _named(rows: list[dict], suspicion: dict[str, Suspicion], rule: Rule) -> set[str]:
     found = set()
     for label, mine in itertools.groupby(rows, key=lambda row: row["label"]):
         known = [Row(**{**row, "verdict": "undecided"}) for row in mine]
-        judged = with_verdicts(known, Suspicion(**suspicion[label]), rule)
-        found |= {row.label for row in judged if row.verdict == "shortcut"}
+        found |= {row.label for row in with_verdicts(known, suspicion[label], rule) if row.verdict == "shortcut"}
     return found
 
 
@@ -179,13 +207,13 @@ def first_alarm(m: dict, rule: Rule) -> float | None:
 
 def alarms(m: dict, rule: Rule) -> list[set[str]]:
     """The classes named by two judgements in succession, from the second one on."""
-    each = [named(m, rule, *_split(rows)) for rows in m["early"]]
+    each = [_named(*_split(rows), rule) for rows in m["early"]]
     return [a & b for a, b in itertools.pairwise(each)]
 
 
 def fixed_rule(models: list[dict]) -> Rule:
     """The thresholds with the most detections among those with the fewest false alarms; of equals, the middle one."""
-    grid = itertools.product((0.15, 0.2, 0.25, 0.3), (0.5, 0.6, 0.7), (0.05, 0.1, 0.15), (1.0, 1.5, 2.0))
+    grid = itertools.product((0.2, 0.25, 0.3), (0.35, 0.45, 0.55, 0.65), (0.05, 0.1, 0.15), (1.0, 1.5, 2.0))
     scored = []
     for values in grid:
         rule = replace(Rule(), **dict(zip(("excess", "plain", "low", "colour"), values, strict=True)))
@@ -209,8 +237,10 @@ def interval(hits: int, n: int) -> str:
 
 
 def table(args: argparse.Namespace) -> None:
-    judged = {key_of(m): m for m in read(args.work / "judged.jsonl")}
-    models = [{**m, **judged[key_of(m)]} for m in read(args.work / "models.jsonl") if key_of(m) in judged]
+    taken = {step: {key_of(m): m for m in read(args.work / f"{step}.jsonl")} for step in STEPS}
+    models = [{**m, **taken["judge"][k]} for k, m in taken["train"].items() if k in taken["judge"]]
+    for m in models:
+        m |= taken["early"].get(key_of(m), {}) | taken["peers"].get(key_of(m), {})
     rule = fixed_rule([m for m in models if m["seed"] % 2 == 0])
     shipped = Rule()
     print(f"Thresholds fixed on even seeds: {rule}\nShipped: {'the same' if rule == shipped else shipped}\n")
@@ -234,15 +264,16 @@ def table(args: argparse.Namespace) -> None:
                 continue
             right = sum(m["label"] in named(m, rule) for m in group)
             other = sum(bool(named(m, rule) - {m["label"]}) for m in group)
-            peers = [sum(bool(m[k]) for m in group) for k in ("findings", "clusters", "property")]
+            others = [[bool(m[k]) for m in group if k in m] for k in ("findings", "clusters", "property")]
             print(f"| {name} | {'' if name == 'honest' else interval(right, n)} | {interval(other, n)} | "
-                  + " | ".join(interval(k, n) for k in peers) + " |")  # fmt: skip
-        early = [first_alarm(m, rule) for m in part if kind(m) == "fallen"]
-        caught = [e for e in early if e is not None]
+                  + " | ".join(interval(sum(k), len(k)) for k in others) + " |")  # fmt: skip
+        watched = [m for m in part if "early" in m]
+        alarmed = [first_alarm(m, rule) for m in watched if kind(m) == "fallen"]
+        caught = [e for e in alarmed if e is not None]
         if caught:
             print(f"\nFirst alarm with `judge=\"every\"`: median {np.median(caught):.0%} of the training, in "
-                  f"{len(caught)} of {len(early)} fallen models.")  # fmt: skip
-        false = [any(alarms(m, rule)) for m in part if kind(m) == "honest"]
+                  f"{len(caught)} of {len(alarmed)} fallen models.")  # fmt: skip
+        false = [any(alarms(m, rule)) for m in watched if kind(m) == "honest"]
         print(f"Honest models with an alarm after any epoch: {interval(sum(false), len(false))}.\n")
     share = [m["judging"] / m["training"] for m in models]
     print(f"Passes: at most {max(m['passes'] for m in models):.2f}.")
@@ -250,27 +281,22 @@ def table(args: argparse.Namespace) -> None:
           f"(median, processor time).")  # fmt: skip
 
 
-def _split(rows: list[dict]) -> tuple[list[dict], dict]:
+def _split(rows: list[dict]) -> tuple[list[dict], dict[str, Suspicion]]:
     keys = Suspicion.__dataclass_fields__
-    suspicion = {row["label"]: {k: row[k] for k in keys} for row in rows}
+    suspicion = {row["label"]: Suspicion(**{k: row[k] for k in keys}) for row in rows}
     return [{k: v for k, v in row.items() if k not in keys} for row in rows], suspicion
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "judge", "table"))
+    parser.add_argument("what", choices=(*STEPS, "table"))
     parser.add_argument("--work", type=Path, required=True, help="a folder for models.jsonl and drawn pictures")
     parser.add_argument("--data", type=Path, help="a folder with clothing/ and torch_home/")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many; a later call goes on")
     args = parser.parse_args()
-    if args.what == "train":
-        run(one_model, args.work / "models.jsonl", args)
-    elif args.what == "judge":
-        run(one_judgement, args.work / "judged.jsonl", args)
-    else:
-        table(args)
+    table(args) if args.what == "table" else run(args.what, args)
 
 
 if __name__ == "__main__":

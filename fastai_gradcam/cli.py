@@ -1,4 +1,4 @@
-"""The command `fastai-gradcam`: demo, train, explain, report."""
+"""The command `fastai-gradcam`: demo, train, explain, judge, report."""
 
 from __future__ import annotations
 
@@ -83,6 +83,12 @@ def _explain(options: Namespace) -> int:
     return run_explain(options)
 
 
+def _judge(options: Namespace) -> int:
+    from ._cli.judge import run_judge
+
+    return run_judge(options)
+
+
 def _report(options: Namespace) -> int:
     from ._cli.report import run_report
 
@@ -93,6 +99,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "demo": _demo,
     "train": _train,
     "explain": _explain,
+    "judge": _judge,
     "report": _report,
 }
 

@@ -32,6 +32,8 @@ __all__ = ["COLUMNS", "PASSES", "Rule", "Suspicion", "Verdicts", "interventions"
 COLUMNS = VERDICT_COLUMNS
 PASSES = 12
 """A judgement shows the model at most so many times the images of its set."""
+ENOUGH = 48
+"""Verdicts from a set of fewer images are often `undecided`."""
 LEAST = 3
 """A class is judged from so many images that the model recognises."""
 
@@ -45,7 +47,7 @@ class Verdicts:
     - `pooled`: a row per test for all classes together (`label` is ""): many classes with a mark of their own, and few
       images of each, may show only here.
     - `suspicion`: for each class, what makes its hottest patches suspicious beyond their effect.
-    - `left_out`: why a class, or everything, was not judged.
+    - `left_out`: why a class was not judged, or, for the label "", that the set is too small to say much.
     - `images`: how many images the set has. `passes`: forward passes of the set that were made.
 
     >>> import torch
@@ -226,6 +228,11 @@ class _Progress:
 
 def _left_out(seen: Seen, classes: Sequence[int], names: Sequence[str]) -> dict[str, str]:
     found = {}
+    if len(seen) < ENOUGH:
+        found[""] = (
+            f"The judging set has {len(seen)} images: verdicts are often 'undecided' with fewer than {ENOUGH}. Give it "
+            "more: a larger validation set, a larger n=, or, for Watch, a larger x."
+        )
     for c in sorted(set(range(seen.classes)) - set(classes)):
         images, right = int((seen.y == c).sum()), int(seen.right[seen.y == c].sum())
         found[names[c]] = (

@@ -41,7 +41,8 @@ class GradCAMCallback(Callback):
       parameters and `labels`. `loss_func(output, y)`: for the loss of each image.
     - `masks`: where the object is, for each of `items` a boolean array of its size, or `None`.
     - `path`: the folder of runs (default: `gradcam` in the trainer's `default_root_dir`). `name`, `resume`, `show`,
-      `loggers`, `on_error`: as in `fastai_gradcam.Watch`.
+      `loggers`, `on_error`: as in `fastai_gradcam.Watch`. `judge`: when images of the validation set are changed on
+      purpose to learn what each class depends on: `"end"` (of each training), `"every"` (at each frame, too) or `None`.
 
     Raises `GradCAMError` before the first batch where a setting does not fit.
 
@@ -66,6 +67,7 @@ class GradCAMCallback(Callback):
         resume: bool = False,
         loggers: Iterable[Logger] | None = None,
         on_error: str = "warn",
+        judge: str | None = "end",
         *,
         vocab: Sequence[Any] | None = None,
         mean: Any = None,
@@ -134,7 +136,8 @@ def _source(trainer: Trainer, module: LightningModule) -> Source:
     batches = getattr(loader, "batch_sampler", None) is not None
     collate = (getattr(loader, "collate_fn", None) if batches else None) or default_collate
     dataset = getattr(loader, "dataset", None)
-    return Source(dataset, lambda samples: _as_validated(trainer, module, collate(samples)))
+    train = getattr(trainer.train_dataloader, "dataset", None)
+    return Source(dataset, lambda samples: _as_validated(trainer, module, collate(samples)), train=train)
 
 
 def _as_validated(trainer: Trainer, module: LightningModule, batch: Any) -> Any:

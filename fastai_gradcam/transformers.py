@@ -43,7 +43,8 @@ class GradCAMCallback(TrainerCallback):
       `loss_func(output, y)`: for the loss of each image.
     - `masks`: where the object is, for each of `items` a boolean array of its size, or `None`.
     - `path`: the folder of runs (default: `gradcam` in the trainer's `output_dir`). `name`, `resume`, `show`,
-      `loggers`, `on_error`: as in `fastai_gradcam.Watch`.
+      `loggers`, `on_error`: as in `fastai_gradcam.Watch`. `judge`: when images of the validation set are changed on
+      purpose to learn what each class depends on: `"end"` (of each training), `"every"` (at each frame, too) or `None`.
 
     Raises `GradCAMError` before the first batch where a setting does not fit.
 
@@ -67,6 +68,7 @@ class GradCAMCallback(TrainerCallback):
         resume: bool = False,
         loggers: Iterable[Logger] | None = None,
         on_error: str = "warn",
+        judge: str | None = "end",
         *,
         vocab: Sequence[Any] | None = None,
         mean: Any = None,
@@ -149,7 +151,7 @@ def _source(trainer: Trainer | None, model: nn.Module) -> Source:
     mean, std = getattr(normal, "image_mean", None), getattr(normal, "image_std", None)
     # "LABEL_0" and so on are what a configuration says that was given none.
     vocab = None if all(str(v) == f"LABEL_{i}" for i, v in enumerate(named)) else named
-    return Source(dataset, lambda samples: _batch(samples, trainer, model), vocab, mean, std)
+    return Source(dataset, lambda samples: _batch(samples, trainer, model), vocab, mean, std, trainer.train_dataset)
 
 
 def _batch(samples: list[Any], trainer: Trainer, model: nn.Module) -> Any:

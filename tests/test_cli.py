@@ -571,7 +571,7 @@ def help_of(capsys, *words):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["demo", "train", "explain", "report"])
+@pytest.mark.parametrize("name", ["demo", "train", "explain", "judge", "report"])
 def test_help_teaches(name, capsys):
     told = help_of(capsys, name)
     examples = [line.split("  ")[1] for line in told.splitlines() if line.startswith(f"  fastai-gradcam {name}")]

@@ -1,5 +1,7 @@
 """Judging a learner: `learn.gradcam_judge()`, and `judge=` of the callback and of `Watch`, with all promises."""
 
+import json
+import shutil
 import warnings
 
 import pandas as pd
@@ -10,14 +12,18 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.torch_core import set_seed
+from fastai.vision.data import ImageDataLoaders
 from fastcore.imports import noop
+from PIL import Image
 from test_judge import NAMES, Filters, pictures
 from torch import nn
 from training import differences, left_by, state_around
 
 import fastai_gradcam._watch.judging as judging
 from fastai_gradcam import GradCAMCallback, GradCAMError, Run, Watch
+from fastai_gradcam._run.verdicts import read_table
 from fastai_gradcam._watch.judging import images_for
+from fastai_gradcam.cli import main
 from fastai_gradcam.judge import COLUMNS, PASSES
 
 
@@ -172,3 +178,77 @@ def test_watch_judges_its_own_images_in_a_plain_loop(tmp_path):
 def test_a_time_that_is_none_is_refused(tmp_path):
     with pytest.raises(GradCAMError, match="'end', 'every' or None"):
         GradCAMCallback(judge="always")
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    "A folder of images by class, with valid/, and a learner of them in a file."
+    folder = tmp_path_factory.mktemp("judged")
+    x, y, _ = (torch.cat(part) for part in zip(*pictures("stamp", 72), strict=True))
+    for k, (one, label) in enumerate(zip(x, y, strict=True)):
+        file = folder / "photos" / ("train" if k < 9 else "valid") / NAMES[label] / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((one.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
+    dls = ImageDataLoaders.from_folder(folder / "photos", bs=8, num_workers=0, device=torch.device("cpu"))
+    # In the order of the vocabulary, which is that of the alphabet.
+    network = nn.Sequential(Filters("magenta"), Ordered([NAMES.index(n) for n in dls.vocab]))
+    Learner(dls, network, CrossEntropyLossFlat(), path=folder).export(folder / "model.pkl")
+    return folder
+
+
+class Ordered(nn.Module):
+    def __init__(self, order):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x):
+        return x[:, self.order]
+
+
+def command(capsys, folder, *words):
+    status = main(["judge", str(folder / "model.pkl"), str(folder / "photos"), *map(str, words)])
+    return status, *capsys.readouterr()
+
+
+def test_the_command_judges_an_exported_learner_by_a_folder_and_keeps_what_decided(exported, tmp_path, capsys):
+    status, out, err = command(capsys, exported, "--out", tmp_path / "judged", "--test", "transplant")
+    assert status == 0 and err == ""
+    lines = out.splitlines()
+    assert lines[0] == "judged by 63 images; the strongest test of each class:"
+    assert lines[2].split()[:2] == ["rows", "transplant"] and lines[2].endswith("shortcut")
+    assert len(lines) == 7 and max(map(len, lines[:5])) <= 100
+    assert set(read_table(tmp_path / "judged")["label"]) == set(NAMES)
+    assert list((tmp_path / "judged" / "patches").glob("*rows*.png"))
+
+
+def test_the_command_prints_an_object_per_class_and_test_for_a_script(exported, tmp_path, capsys):
+    status, out, err = command(capsys, exported, "--out", tmp_path, "--test", "place", "--n", 24, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and [tuple(row) for row in rows] == [COLUMNS] * 3
+    assert err == "The judging set has 24 images: verdicts are often 'undecided' with fewer than 48. Give it more: a " \
+        "larger validation set, a larger n=, or, for Watch, a larger x.\n"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--test", "transplnt"], "There is no test 'transplnt'"),
+        (["--n", "0"], "--n must be a number of images from 1 up, got 0."),
+        (["--method", "nothing"], "nothing"),
+        (["--layer", "nowhere"], "nowhere"),
+    ],
+)
+def test_the_command_refuses_what_does_not_fit_in_one_line(exported, tmp_path, capsys, words, said):
+    status, out, err = command(capsys, exported, "--out", tmp_path / "none", *words)
+    assert status == 2 and out == "" and len(err.splitlines()) == 1 and said in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_refuses_folders_that_are_none_of_the_learners_classes(exported, tmp_path, capsys):
+    shutil.copytree(exported / "photos" / "valid" / "rows", tmp_path / "cats")
+    shutil.copytree(exported / "photos" / "valid" / "rows", tmp_path / "rows")
+    assert main(["judge", str(exported / "model.pkl"), str(tmp_path)]) == 2
+    assert "There is no class 'cats'" in capsys.readouterr().err

@@ -178,5 +178,5 @@ def test_the_places_of_a_class_is_where_its_mean_map_is_densest(place, at):
     assert not (region & control).any()
 
 
-def test_a_patch_covers_a_25th_of_the_picture():
-    assert side_of((100, 200)) == (20, 40) and side_of((8, 8)) == (2, 2)
+def test_a_patch_covers_a_16th_of_the_picture():
+    assert side_of((100, 200)) == (25, 50) and side_of((8, 8)) == (2, 2)

@@ -21,7 +21,7 @@ from .._fastai.explain import Seen, explain, see_item
 from .._run.words import brief
 from ..learner import CAM
 from ..methods import resolve_method
-from .terminal import progress
+from .terminal import columns, progress
 
 __all__ = ["COLUMNS", "Overlays", "cams_by_image", "image_files", "load", "run_explain", "table"]
 
@@ -199,8 +199,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     room = _WIDEST - sum(max(len(line[i]) for line in lines) + 2 for i in range(1, len(lines[0])))
     for line in lines:
         line[0] = brief(line[0], room)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return columns(lines)
 
 
 def _percent(share: float | None) -> str:

@@ -26,11 +26,15 @@ Split = tuple[list[int], list[int]]
 
 @dataclass
 class ImageFolder:
-    """A folder's images: `items`, the `splitter` into training and validation, and `masks` (`None` without any)."""
+    """A folder's images: `items`, the `splitter` into training and validation, and `masks` (`None` without any).
+
+    `held_out`: the images of the validation folder, or all of them if there is none.
+    """
 
     path: Path
     items: list[Path]
     splitter: Callable[[Sequence[Path]], Split]
+    held_out: list[Path]
     masks: Callable[[Path], Path | None] | None = None
 
     def dataloaders(self, size: int, bs: int, num_workers: int = 0, augment: bool = True) -> DataLoaders:
@@ -84,9 +88,10 @@ def read_folder(path: str | Path, seed: int = 42) -> ImageFolder:
     if train and valid:
         items = [f for f in items if f.relative_to(path).parts[0] in (train, valid)]
         splitter = _by_first_folder(path, train, valid)
+        held_out = [items[i] for i in splitter(items)[1]]
     else:
-        splitter = _a_fifth_of_each(seed)
-    return ImageFolder(path, items, splitter, fish_mask if masks else None)
+        splitter, held_out = _a_fifth_of_each(seed), items
+    return ImageFolder(path, items, splitter, held_out, fish_mask if masks else None)
 
 
 def _by_first_folder(path: Path, train: str, valid: str) -> Callable[[Sequence[Path]], Split]:

@@ -24,6 +24,7 @@ examples:
   fastai-gradcam demo --shortcut              the same with a coloured tag that gives the species away
   fastai-gradcam train photos --epochs 5      your own folder of images, one folder per class
   fastai-gradcam explain model.pkl a.jpg b/   where a trained learner looks, on images or folders of them
+  fastai-gradcam judge model.pkl photos       what each class depends on, tried by changing images
   fastai-gradcam report runs/my-run           make the interactive report of a run again
 
 `fastai-gradcam COMMAND --help` lists the options of a command.
@@ -54,6 +55,14 @@ examples:
   fastai-gradcam explain model.pkl photos --json | jq -r .pred
 {CODES}"""
 
+JUDGE_EPILOG = f"""
+examples:
+  fastai-gradcam judge model.pkl photos                a line per class: its strongest test, effect and control
+  fastai-gradcam judge model.pkl photos --out verdicts --n 400
+  fastai-gradcam judge model.pkl photos --test transplant --test place
+  fastai-gradcam judge model.pkl photos --json | jq 'select(.verdict == "shortcut")'
+{CODES}"""
+
 REPORT_EPILOG = f"""
 examples:
   fastai-gradcam report photos/gradcam/my-run          writes photos/gradcam/my-run/report.html
@@ -82,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_explain, _add_report):
+    for add in (_add_demo, _add_train, _add_explain, _add_judge, _add_report):
         command = add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -155,6 +164,31 @@ def _add_explain(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
     explain.add_argument("--json", action="store_true", help="print JSON, one object per map")
     explain.set_defaults(kept="overlays written so far are kept")
     return explain
+
+
+def _add_judge(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    judge = commands.add_parser(
+        "judge",
+        help="what each class of a trained learner depends on",
+        description="Changes images on purpose (a patch pasted into other classes, a class's corner or colours given\n"
+        "to others, …), asks the learner again, and compares with a control. Writes verdicts.csv and the patches\n"
+        "that decided into a folder, and prints the strongest test of each class.\n\n"
+        "DATA holds one folder of images per class, named as the learner's classes; if it has train/ and valid/,\n"
+        "those in valid/ are taken. LEARNER is a file that learn.export() wrote. Loading one runs code from that\n"
+        "file: load only what you trust.",
+        epilog=JUDGE_EPILOG,
+    )
+    judge.add_argument("learner", type=Path, metavar="LEARNER", help="a learner exported by learn.export()")
+    judge.add_argument("data", type=Path, metavar="DATA", help="the folder of images")
+    judge.add_argument("--out", type=Path, default=Path("judged"), help="folder for verdicts.csv (default: judged)")
+    judge.add_argument("--n", type=int, default=200, help="images to judge by, spread over the classes (default: 200)")
+    judge.add_argument("--test", action="append", metavar="TEST", help="a test to hold; may be repeated (default: all)")
+    judge.add_argument("--layer", type=_layer, help=f"layer of the maps: {LAYER_HELP} (default: the last with space)")
+    judge.add_argument("--method", default="gradcam", metavar="METHOD", help=METHOD_HELP)
+    judge.add_argument("--seed", type=int, default=42, help="another seed chooses other images (default: 42)")
+    judge.add_argument("--json", action="store_true", help="print JSON, one object per class and test")
+    judge.set_defaults(kept="nothing was written")
+    return judge
 
 
 def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:

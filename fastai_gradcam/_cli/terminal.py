@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
-__all__ = ["progress", "say"]
+__all__ = ["columns", "progress", "say"]
 
 
 def say(options: Namespace, words: str) -> None:
@@ -31,3 +31,9 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
 
     advance(0)
     yield advance
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    "Lines of cells as text in columns."
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

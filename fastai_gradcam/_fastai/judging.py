@@ -21,18 +21,17 @@ from .._net.guard import undisturbed
 from .._net.layers import unwrap
 from .._watch.faults import warn
 from .._watch.images import to_image
-from .._watch.judging import BATCH, LEAST, MOST, JudgingSet, judged
+from .._watch.judging import BATCH, MOST, JudgingSet, judged
 from .._watch.nested import joined, tensors
-from .._watch.tasks import CATEGORY
-from ..judge import Verdicts
-from .explain import model_input, resolve_layer, see
+from .._watch.tasks import CATEGORY, Task
+from .explain import Seen, model_input, resolve_layer, see
 from .items import picture
 from .masks import Masks, finder, mask_of
 from .panel import chosen_of
 from .private import private
 from .tasks import task_of
 
-__all__ = ["judging_bar", "judging_set"]
+__all__ = ["drawn_by", "judged_task", "judging_bar", "judging_set", "stacked"]
 
 
 def judging_set(learn: Learner, n: int = MOST, seed: int = 12345, masks: Masks = None) -> JudgingSet:
@@ -41,9 +40,7 @@ def judging_set(learn: Learner, n: int = MOST, seed: int = 12345, masks: Masks =
     `masks`: as in `GradCAMCallback`; a list belongs to `items=`, and is passed over. Raises `GradCAMError` for a task
     that cannot be judged.
     """
-    task = task_of(learn.dls, learn.loss_func)
-    if len(task.heads) != 1 or task.kind != CATEGORY:
-        raise GradCAMError(f"Only a learner with one class per image is judged; this learner's task is {task.kind!r}.")
+    task = judged_task(learn)
     chosen = chosen_of(learn, min(n, len(learn.dls.valid_ds)), seed)
     find = None if masks is None or isinstance(masks, (list, tuple)) else finder(masks)
     # The chosen are in the order of their classes, and images of one batch lend each other content.
@@ -61,22 +58,42 @@ def judging_set(learn: Learner, n: int = MOST, seed: int = 12345, masks: Masks =
                 if find is not None:
                     size = one.image.size[::-1]
                     found.append(mask_of(find, chosen.sources[i], one.name, one.sample, dl, size, []))
-            if len({tuple(t.shape for t in tensors(s.x)) for s in seen}) > 1:
-                raise GradCAMError("The validation images have different sizes: only images of one size are judged.")
-            x = model_input(learn, unwrap(learn.model), joined([s.x for s in seen]))
-            if not isinstance(x, Tensor):
-                raise GradCAMError("Only a learner whose model takes one image is judged.")
+            x = stacked(learn, seen)
             y = torch.cat([torch.as_tensor(s.y[0]).reshape(1, -1) for s in seen]).cpu().as_subclass(Tensor)
             masks_ = [m for m in found if m is not None and m.any() and not m.all()]
             yield (x, y, torch.from_numpy(np.stack(masks_))) if len(masks_) == len(seen) else (x, y)
 
+    return JudgingSet(data, task.vocab, drawn_by(chosen.dl), indices=[chosen.indices[i] for i in order])
+
+
+def judged_task(learn: Learner) -> Task:
+    "What the learner's model is asked. Raises `GradCAMError` for a task that cannot be judged."
+    task = task_of(learn.dls, learn.loss_func)
+    if len(task.heads) != 1 or task.kind != CATEGORY:
+        raise GradCAMError(f"Only a learner with one class per image is judged; this learner's task is {task.kind!r}.")
+    return task
+
+
+def stacked(learn: Learner, seen: Sequence[Seen]) -> Tensor:
+    "The images of `seen` as one input. Raises `GradCAMError` if they are none."
+    if len({tuple(t.shape for t in tensors(s.x)) for s in seen}) > 1:
+        raise GradCAMError("The images have different sizes: only images of one size are judged.")
+    x = model_input(learn, unwrap(learn.model), joined([s.x for s in seen]))
+    if not isinstance(x, Tensor):
+        raise GradCAMError("Only a learner whose model takes one image is judged.")
+    return x
+
+
+def drawn_by(dl: Any) -> Callable[[Tensor], Image.Image]:
+    "An input of `dl` as a picture."
+
     def draw(x: Tensor) -> Image.Image:
         try:
-            return picture(chosen.dl, (x[None], torch.zeros(1, dtype=torch.long)))
+            return picture(dl, (x[None], torch.zeros(1, dtype=torch.long)))
         except Exception:
             return to_image(x)
 
-    return JudgingSet(data, task.vocab, draw, indices=[chosen.indices[i] for i in order])
+    return draw
 
 
 @contextmanager
@@ -146,20 +163,11 @@ def gradcam_judge(
     with undisturbed(), judging_bar(self) as bar:
         images = judging_set(self, n, seed, masks)
         verdicts = judged(unwrap(self.model), images, names, method, tests=tests, seed=seed, progress=bar)
-    _warn_of_little(verdicts, n)
+    for sentence in verdicts.left_out.values():
+        warn(sentence)
     run = self.grad_cam.run if hasattr(self, "grad_cam") else None
     if run is not None:
         verdicts.save(run.path, images.picture)
     table = verdicts.table.copy()
     table.attrs["verdicts"] = verdicts
     return table
-
-
-def _warn_of_little(verdicts: Verdicts, n: int) -> None:
-    if verdicts.images < min(n, LEAST):
-        warn(
-            f"The judging set has {verdicts.images} images, all that the validation set holds: verdicts are often "
-            "'undecided' with so few. A larger validation split gives more."
-        )
-    for sentence in verdicts.left_out.values():
-        warn(sentence)

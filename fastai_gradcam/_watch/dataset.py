@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from .._net.shadow import copied
 from .choose import label_reader, name_of, spread
 from .faults import warn
 from .given import number_of, panel_of, task_of
+from .judging import BATCH, JudgingSet
 from .panel import Panel
 from .tasks import Task
 
-__all__ = ["Asked", "Source", "make_panel", "private"]
+__all__ = ["Asked", "Source", "judging_set", "make_panel", "private"]
 
 _LABELS = ("labels", "label", "label_ids", "target", "targets", "y")
 _IMAGES = ("pixel_values", "image", "images", "x", "inputs")
@@ -34,6 +36,7 @@ class Source:
 
     `dataset`: its data set, `None` where it has none. `collate`: samples to a batch. `vocab`: the names of the classes
     as the model has them. `mean`, `std`: what pixels were normalised by, `None` where the trainer does not know.
+    `train`: the data set that it trains on.
     """
 
     dataset: Any
@@ -41,6 +44,7 @@ class Source:
     vocab: Sequence[Any] | None = None
     mean: Any = None
     std: Any = None
+    train: Any = None
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Asked:
 def make_panel(source: Source, asked: Asked, model: nn.Module) -> tuple[Panel, Task]:
     "The panel of `source`, and what its model is asked. Raises `GradCAMError` where there are no images to watch."
     samples, names = _samples(source.dataset, asked)
-    x, y = (asked.inputs or (lambda batch: _inputs(batch, model)))(source.collate(samples))
+    x, y = _reader(asked, model)(source.collate(samples))
     if number_of(x) != len(samples):
         raise GradCAMError(
             f"{len(samples)} samples of the validation set became a batch of {number_of(x)} images: give "
@@ -81,6 +85,39 @@ def make_panel(source: Source, asked: Asked, model: nn.Module) -> tuple[Panel, T
     panel = panel_of(x, None, given.get("labels"), vocab, given.get("y"), asked.masks, mean, std)
     panel = replace(panel, names=names)
     return panel, task_of(panel, vocab, asked.loss_func)
+
+
+def judging_set(source: Source, asked: Asked, model: nn.Module, n: int, vocab: Sequence[Any] | None) -> JudgingSet:
+    """Up to `n` images of the validation set, each class as often as any other, read a batch at a time.
+
+    Raises `GradCAMError` where there is no such set.
+    """
+    dataset = source.dataset
+    if dataset is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise GradCAMError("Only a trainer with a validation set, of which single images can be read, is judged.")
+    chosen = spread(len(dataset), label_reader(dataset), n, asked.seed)
+    # Images of one batch lend each other content, so they must not come class by class.
+    random.Random(asked.seed).shuffle(chosen)
+    read, names = _reader(asked, model), None if vocab is None else [str(v) for v in vocab]
+
+    def data() -> Iterator[tuple[Any, Tensor]]:
+        own = private(dataset)
+        for start in range(0, len(chosen), BATCH):
+            x, y = read(source.collate([own[i] for i in chosen[start : start + BATCH]]))
+            if y is None:
+                raise GradCAMError("Only a validation set whose labels are known is judged.")
+            x = next(iter(x.values())) if isinstance(x, Mapping) and len(x) == 1 else x
+            yield x, y if isinstance(y, Tensor) else torch.tensor([_index(label, names) for label in y])
+
+    return JudgingSet(data, names)
+
+
+def _index(label: Any, names: list[str] | None) -> int:
+    return names.index(str(label)) if names is not None and str(label) in names else int(label)
+
+
+def _reader(asked: Asked, model: nn.Module) -> Callable[[Any], tuple[Any, Any]]:
+    return asked.inputs or (lambda batch: _inputs(batch, model))
 
 
 def _samples(dataset: Any, asked: Asked) -> tuple[list[Any], list[str]]:

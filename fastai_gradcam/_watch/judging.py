@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from .._errors import GradCAMError
 from .._run.verdicts import write_table, write_verdicts
-from ..judge import PASSES, Verdicts, judge
+from ..judge import ENOUGH, PASSES, Verdicts, judge
 from .nested import on_device_of
 from .panel import Panel
 from .tasks import CATEGORY, Task
 
 __all__ = ["BATCH", "LEAST", "MOST", "Judging", "JudgingSet", "images_for", "judged", "set_of_panel"]
 
-MOST, LEAST = 200, 48
+MOST, LEAST = 200, ENOUGH
 # At each frame, only the tests that confirm a shortcut by themselves.
 EARLY = ("transplant", "place", "border", "colour")
 BATCH = 32

@@ -13,8 +13,9 @@ from torch import nn
 
 from ..run import Run
 from .core import Subject, Unwatchable, Watcher
-from .dataset import Asked, Source, make_panel
+from .dataset import Asked, Source, judging_set, make_panel
 from .faults import Faults
+from .judging import JudgingSet
 from .settings import Settings
 
 __all__ = ["Trained"]
@@ -37,7 +38,7 @@ class Trained:
         self._settings = Settings(**others, asked=self._given)
         self._watcher: Watcher | None = None
         self._due: tuple[int, dict[str, float | None]] | None = None
-        self._open = False
+        self._open, self._epochs = False, 0
 
     # Callbacks are copied to other processes: settings go along, the run and its open files do not.
     def __getstate__(self) -> dict[str, Any]:
@@ -59,8 +60,15 @@ class Trained:
         if self._open:
             self.close("interrupted")
         if self._watcher is None or self._watcher.subject.owner() is not model:
-            self._watcher = None
-            subject = Subject(ref(model), lambda: model, lambda: self._asked.loss_func, arch=type(model).__name__)
+            self._watcher, self._epochs = None, 0
+
+            def judging(n: int) -> JudgingSet:
+                return judging_set(source(), self._asked, model, n, watcher.task.vocab)
+
+            subject = Subject(
+                ref(model), lambda: model, lambda: self._asked.loss_func, arch=type(model).__name__, judging=judging,
+                trained=lambda: self._epochs * _length(source().train),
+            )  # fmt: skip
             watcher = Watcher(subject, self._settings, Faults(self._who, self._settings.on_error == "raise"))
             path = self._settings.path
             place = Path(path) if path is not None else Path(folder) / "gradcam"
@@ -79,6 +87,7 @@ class Trained:
         "An epoch is over: a frame, if it is one of every so many; the last has one in any case."
         if not self._open:
             return
+        self._epochs += 1
         self._due = (epoch, {str(k): n for k, v in metrics.items() if (n := _number(v)) is not None})
         if (epoch + 1) % self._settings.every == 0:
             self._take()
@@ -101,6 +110,13 @@ class Trained:
         if self._due is not None and self._watcher is not None:
             due, self._due = self._due, None
             self._watcher.take(*due)
+
+
+def _length(dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except TypeError:
+        return 0
 
 
 def _number(value: Any) -> float | None:
