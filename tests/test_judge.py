@@ -249,7 +249,7 @@ def test_a_row_for_each_class_and_test_in_columns_that_are_fixed():
 def test_the_patches_and_pictures_that_decided_are_kept_with_the_verdict():
     verdicts = judge(Filters("magenta"), pictures("stamp"), NAMES)
     patches = verdicts.outcomes.patches[0]
-    assert 1 <= len(patches) <= 6 and all(p.shape == (3, 8, 8) for p in patches)
+    assert 1 <= len(patches) <= 6 and all(p.shape == (3, 10, 10) for p in patches)
     assert all(((p - STAMP).abs().sum(0) < 1e-6).sum() >= 20 for p in patches), "they do not show the stamp"
     shown = verdicts.outcomes.shown[0, "transplant"]
     assert len(shown) == 3

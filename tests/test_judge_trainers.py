@@ -1,4 +1,4 @@
-"""`judge=` in the callbacks for Lightning and transformers: their validation set is judged, and nothing else changes."""
+"""`judge=` in the callbacks for Lightning and transformers: their validation set is judged, nothing else changes."""
 
 import pytest
 import torch

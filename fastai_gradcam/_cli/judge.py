@@ -95,7 +95,7 @@ def _conclusion(verdicts: Verdicts, out: Path) -> Iterator[str]:
     best = rows.assign(named=named).sort_values(["named", "excess"], ascending=False).drop_duplicates("label")
     lines: list[tuple[Any, ...]] = [("class", "test", "images", "effect", "control", "verdict")]
     for r in best.itertuples():
-        lines.append((brief(r.label), r.test, str(r.images), _per_cent(r.effect), _per_cent(r.control), r.verdict))
+        lines.append((brief(r.label, 40), r.test, str(r.images), _per_cent(r.effect), _per_cent(r.control), r.verdict))
     yield f"judged by {verdicts.images} images; the strongest test of each class:"
     yield columns(lines)
     yield f"table:   {out / 'verdicts.csv'}"
