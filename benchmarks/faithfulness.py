@@ -27,6 +27,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from fastai_gradcam import gradcam
+from fastai_gradcam._faithfulness.check import LEAST
 from fastai_gradcam.faithfulness import (
     average_drop,
     baseline,
@@ -260,12 +261,14 @@ def _peers(model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Callable[[T
 
 # --- false certificates
 
+# The smallest difference that counts (`LEAST`) was set by networks of the first seeds; the others are reported.
+CALIBRATED, REPORTED = range(100, 110), range(10)
+
 
 def certificates(images: int | None) -> str:
     "How often a network that has learned nothing is said to look better than a centre blob."
-    fashion = fashion_images("t10k", images or 40)[0]
-    photographed = photos(images or 40, 64)
-    seeds = range(10)
+    fashion = fashion_images("t10k", images or 30)[0]
+    photographed = photos(images or 30, 64)
 
     def random_squeezenet(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -276,22 +279,30 @@ def certificates(images: int | None) -> str:
         ("three convolutions, photos", lambda s: small_network(3, seed=s), photographed, MEAN, STD),
         ("SqueezeNet 1.1, photos", random_squeezenet, photographed, MEAN, STD),
     ]
-    rows, all_made, all_wrong = [], 0, 0
+    rows, verdicts, lows = [], [], []
     for name, make, x, mean, std in cases:
-        verdicts = []
-        for seed in seeds:
-            made = check(make(seed), x, metrics=["road"], mean=mean, std=std)
-            verdicts += made[made.baseline == "centre"].verdict.tolist()
-        wrong = verdicts.count("better")
-        all_made, all_wrong = all_made + len(verdicts), all_wrong + wrong
-        rows.append(f"| {name} | {len(x)} | {len(verdicts)} | {wrong} | {verdicts.count('no better')} |")
+        beside = [
+            check(make(seed), x, metrics=["road"], mean=mean, std=std).set_index("baseline").loc["centre"]
+            for seed in (*CALIBRATED, *REPORTED)
+        ]
+        before, after = beside[: len(CALIBRATED)], beside[len(CALIBRATED) :]
+        said, low = [row.verdict for row in after], max(row.difference_low for row in before)
+        verdicts, lows = verdicts + said, [*lows, low]
+        rows.append(
+            f"| {name} | {len(x)} | {low:.4f} | {len(said)} | {said.count('better')} | {said.count('no better')} | "
+            f"{max(row.difference_low for row in after):.4f} |"
+        )
+    wrong = verdicts.count("better")
     return "\n".join(
         [
-            "| untrained networks | images | networks | said to be better than a centre blob | said to be no better |",
-            "|---|---|---|---|---|",
+            f"| untrained networks | images | greatest lower bound of {len(CALIBRATED)} others | networks | said to be "
+            "better than a centre blob | said to be no better | greatest lower bound |",
+            "|---" * 7 + "|",
             *rows,
             "",
-            f"{all_wrong} of {all_made} certificates are false: {all_wrong / all_made:.0%}.",
+            f"{wrong} of {len(verdicts)} certificates are false: {wrong / len(verdicts):.0%}. The difference that "
+            f"counts, {LEAST}, was set before by other networks (seeds {CALIBRATED[0]} to {CALIBRATED[-1]}): it is "
+            f"{LEAST / max(lows):.0f} times the greatest lower bound among these.",
         ]
     )
 
