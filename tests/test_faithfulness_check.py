@@ -99,6 +99,9 @@ def test_masks_add_where_the_map_lies():
         ({"metrics": ["roar"]}, "There is no metric 'roar'. Did you mean 'road'"),
         ({"metrics": ["randomisation"]}, "There is no metric 'randomisation'"),
         ({"metrics": ["pointing_hit"]}, "needs masks"),
+        ({"baselines": ["center"]}, "There is no baseline 'center'. Did you mean 'centre'"),
+        ({"baselines": []}, "at least one baseline"),
+        ({"metrics": []}, "at least one metric"),
         ({"methods": []}, "at least one method"),
         ({"methods": ["grad"]}, "There is no method 'grad'"),
         ({"layers": ["lok"]}, "'lok'"),
@@ -118,8 +121,7 @@ def test_networks_that_have_learned_nothing_get_no_certificate():
             nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32),
             nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
         )  # fmt: skip
-        made = check(net, x, metrics=["road"])
-        better += list(made[made.baseline == "centre"].verdict == "better")
+        better += list(check(net, x, metrics=["road"], baselines=["centre"]).verdict == "better")
     assert len(better) == 8 and not any(better)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from .._errors import GradCAMError, one_of
 from ..cam import gradcam
 from ..methods import Method, resolve_method
 from .baselines import baseline, baselines
-from .common import Classes, Probability, asking, given
+from .common import Classes, Given, Probability, asking, given
 from .common import metrics as registry
 from .intervals import Interval, interval
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FEWEST", "LEAST", "check"]
 
-# A smaller difference in probability counts as none: networks that have learned nothing differ by less.
+# A smaller difference in probability counts as none. Set by networks that have learned nothing, which differ by less:
+# the table "Networks that have learned nothing" of docs/faithfulness.md is of others.
 LEAST = 0.01
 # With fewer images the bootstrap's intervals are too narrow to be trusted.
 FEWEST = 30
@@ -65,6 +66,40 @@ class _Row:
         return "no better" if self.difference.high <= LEAST else "undecided"
 
 
+@dataclass
+class _Scored:
+    "Maps and their baselines, scored once each."
+
+    model: nn.Module
+    asked: Given
+    masks: Tensor | None
+    how: dict[str, Any]
+    known: dict[tuple, Tensor] = field(default_factory=dict)
+
+    def __call__(self, metric: str, maps: Tensor, *of: Any) -> Tensor:
+        key = (metric, *of)
+        if key not in self.known:
+            function = registry[metric].function
+            taken = inspect.signature(function).parameters
+            how = {"masks": self.masks, **self.how, **SHORTER.get(metric, {})}
+            fits = {name: value for name, value in how.items() if name in taken}
+            self.known[key] = function(self.model, self.asked.x, maps, self.asked.target, **fits)
+        return self.known[key]
+
+    def rows(self, method: str, layer: str, maps: Tensor, metric: str, rivals: Sequence[str]) -> list[_Row]:
+        "One map beside each of the baselines."
+        sign, seed = registry[metric].better, self.how["seed"]
+        own, made = self(metric, maps, method, layer), []
+        for name in rivals:
+            # A baseline that does not look at the map is the same for all maps of its size.
+            of = (name, method, layer) if name == "another" else (name, maps.shape)
+            rival = self(metric, baseline(name, self.asked.x, maps, seed), *of)
+            difference = interval(sign * own, sign * rival, seed=seed)
+            score, its = interval(own, seed=seed), interval(rival, draws=1).mean
+            made.append(_Row(method, layer, metric, name, score, its, difference))
+        return made
+
+
 def check(
     model: nn.Module,
     x: Tensor,
@@ -73,6 +108,7 @@ def check(
     methods: Sequence[Any] = ("gradcam",),
     layers: Sequence[str | nn.Module | None] = (None,),
     metrics: Sequence[str] | None = None,
+    baselines: Sequence[str] | None = None,
     masks: Tensor | None = None,
     mean: Any = None,
     std: Any = None,
@@ -84,8 +120,8 @@ def check(
 
     `x`: `(N, C, H, W)`; `target`: LongTensor `(N,)`, `None` for the predicted classes. `methods`, `layers`: as
     `method=` and `layer=` of `gradcam`, each several. `metrics`: names, default `("road", "deletion", "insertion")`
-    with a part of their steps; the first one gives the verdict. `masks`: bool `(N, H, W)`, for `energy_pointing` and
-    `pointing_hit`. `mean`, `std`: from pixels to `x`.
+    with a part of their steps; the first one gives the verdict. `baselines`: names, default all. `masks`: bool
+    `(N, H, W)`, for `energy_pointing` and `pointing_hit`. `mean`, `std`: from pixels to `x`.
 
     Columns: `method, layer, metric, images, score, low, high`, the mean with its 95 % bootstrap interval over images;
     `baseline, baseline_score`; `difference, difference_low, difference_high`, paired, positive where the map is the
@@ -103,44 +139,45 @@ def check(
     >>> print(table.attrs["verdict"])
     4 images are too few for a verdict: take 30 or more, 100 if there are as many.
     """
+    use, rivals = _named(metrics, masks), _rivals(baselines)
+    if not methods or not layers:
+        raise GradCAMError("A check needs at least one method and one layer.")
+    with asking(model, batch, probability) as ask:
+        asked = given(x, torch.zeros(len(x), *[1] * (x.ndim - 2)), target, ask)
+    how = {"mean": mean, "std": std, "seed": seed, "batch": batch, "probability": probability}
+    scored, rows = _Scored(model, asked, masks, how), []
+    for way in map(resolve_method, methods):
+        for layer, maps in _maps(model, asked, way, layers, batch):
+            rows += [row for metric in use for row in scored.rows(way.name, layer, maps, metric, rivals)]
+    return _frame(rows, _sentences([r for r in rows if r.metric == use[0]], scored.known, use[0], len(x), seed))
+
+
+def _named(metrics: Sequence[str] | None, masks: Tensor | None) -> list[str]:
     use = list(METRICS if metrics is None else metrics)
+    if not use:
+        raise GradCAMError("A check needs at least one metric.")
     for name in use:
         if name not in registry or registry[name].explains:
             raise GradCAMError(one_of("metric", name, [n for n, m in registry.items() if not m.explains]))
         if registry[name].masks and masks is None:
             raise GradCAMError(f"Metric {name!r} needs masks of the objects.")
-    if not use or not methods or not layers:
-        raise GradCAMError("A check needs at least one method, one layer and one metric.")
-    with asking(model, batch, probability) as ask:
-        asked = given(x, torch.zeros(len(x), *[1] * (x.ndim - 2)), target, ask)
-    how = {"mean": mean, "std": std, "seed": seed, "batch": batch, "probability": probability}
-    known: dict[tuple, Tensor] = {}
+    return use
 
-    def scores(metric: str, maps: Tensor, of: tuple) -> Tensor:
-        key = (metric, *of)
-        if key not in known:
-            known[key] = _scores(metric, model, asked.x, maps, asked.target, masks, how)
-        return known[key]
 
-    rows = []
-    for way in map(resolve_method, methods):
-        method = way.name
-        for layer, maps in _maps(model, asked.x, asked.target, way, layers, batch):
-            for metric in use:
-                own = scores(metric, maps, (method, layer))
-                for name in baselines:
-                    # A baseline that does not look at the map is the same for all maps of its size.
-                    of = (name, method, layer) if name == "another" else (name, maps.shape)
-                    rival = scores(metric, baseline(name, asked.x, maps, seed), of)
-                    rows.append(_row(method, layer, metric, name, own, rival, seed))
-    frame = _frame(rows)
-    frame.attrs["verdict"] = _sentences([r for r in rows if r.metric == use[0]], known, use[0], len(x), seed)
-    return frame
+def _rivals(names: Sequence[str] | None) -> list[str]:
+    rivals = list(baselines if names is None else names)
+    if not rivals:
+        raise GradCAMError("A check needs at least one baseline.")
+    for name in rivals:
+        if name not in baselines:
+            raise GradCAMError(one_of("baseline", name, list(baselines)))
+    return rivals
 
 
 def _maps(
-    model: nn.Module, x: Tensor, target: Tensor, method: Method, layers: Sequence[Any], batch: int
+    model: nn.Module, asked: Given, method: Method, layers: Sequence[Any], batch: int
 ) -> list[tuple[str, Tensor]]:
+    x, target = asked.x, asked.target
     names = [gradcam(model, x[:2], layer=layer, target=target[:2]).layers[0] for layer in layers]
     made = [
         gradcam(model, a, layer=names, target=t, method=method).maps
@@ -149,26 +186,10 @@ def _maps(
     return [(name, torch.cat(parts)) for name, parts in zip(names, zip(*made, strict=True), strict=True)]
 
 
-def _scores(metric: str, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor, masks: Any, how: dict) -> Tensor:
-    if registry[metric].masks:
-        return registry[metric].function(model, x, maps, target, masks)
-    taken = inspect.signature(registry[metric].function).parameters
-    fits = {name: value for name, value in how.items() if name in taken}
-    return registry[metric].function(model, x, maps, target, **fits, **SHORTER.get(metric, {}))
-
-
-def _row(method: str, layer: str, metric: str, name: str, own: Tensor, rival: Tensor, seed: int) -> _Row:
-    sign = registry[metric].better
-    return _Row(
-        method, layer, metric, name, interval(own, seed=seed), interval(rival, draws=1).mean,
-        interval(sign * own, sign * rival, seed=seed),
-    )  # fmt: skip
-
-
-def _frame(rows: list[_Row]) -> pd.DataFrame:
+def _frame(rows: list[_Row], verdict: str) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         [
             {
                 **{"method": r.method, "layer": r.layer, "metric": r.metric, "images": r.score.images},
@@ -179,6 +200,8 @@ def _frame(rows: list[_Row]) -> pd.DataFrame:
             for r in rows
         ]
     )
+    frame.attrs["verdict"] = verdict
+    return frame
 
 
 # --- in words
@@ -187,10 +210,10 @@ def _frame(rows: list[_Row]) -> pd.DataFrame:
 def _sentences(rows: list[_Row], known: dict[tuple, Tensor], metric: str, images: int, seed: int) -> str:
     if images < FEWEST:
         return f"{images} images are too few for a verdict: take {FEWEST} or more, 100 if there are as many."
+    told = [r for r in rows if r.baseline in RIVALS or metric in ("average_drop", "increase")] or rows
     placed: dict[tuple[str, str], list[_Row]] = {}
-    for row in rows:
-        if row.baseline in RIVALS or metric in ("average_drop", "increase"):
-            placed.setdefault((row.method, row.layer), []).append(row)
+    for row in told:
+        placed.setdefault((row.method, row.layer), []).append(row)
     said = [_sentence(method, layer, of) for (method, layer), of in placed.items()]
     if len(placed) > 1:
         said.append(_best(list(placed), known, metric, seed))
@@ -202,17 +225,14 @@ def _sentence(method: str, layer: str, rows: list[_Row]) -> str:
     answered = [r for r in rows if math.isfinite(r.difference.mean)]
     if not answered:
         return f"{where} without an answer: its maps are not finite."
-    hardest = min(answered, key=lambda r: r.difference.mean)
-    d = hardest.difference
+    hardest, *_ = answered = sorted(answered, key=lambda r: r.difference.mean)
+    lost = [r for r in answered if r.verdict == "no better"]
+    d = (lost or answered)[0].difference
     numbers = f"difference {d.mean:+.3f}, 95 % interval {d.low:+.3f} to {d.high:+.3f}"
+    if lost:
+        return f"{where} no better than {' or '.join(_WORDS[r.baseline] for r in lost)} ({numbers})."
     if all(r.verdict == "better" for r in answered):
         return f"{where} better than all baselines; the nearest is {_WORDS[hardest.baseline]} ({numbers})."
-    lost = [r for r in answered if r.verdict == "no better"]
-    if lost:
-        worst = min(lost, key=lambda r: r.difference.mean).difference
-        numbers = f"difference {worst.mean:+.3f}, 95 % interval {worst.low:+.3f} to {worst.high:+.3f}"
-        names = [_WORDS[r.baseline] for r in sorted(lost, key=lambda r: r.difference.mean)]
-        return f"{where} no better than {' or '.join(names)} ({numbers})."
     return f"{where} not told from {_WORDS[hardest.baseline]} by so few images ({numbers})."
 
 

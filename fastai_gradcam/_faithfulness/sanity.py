@@ -12,7 +12,7 @@ from .._net.guard import undisturbed
 from .._net.layers import unwrap
 from .._net.shadow import shadow
 from ..cam import gradcam
-from .common import Classes, Scores, asking, given, mean_of, of_target, register
+from .common import Classes, Given, Scores, asking, given, mean_of, of_target, register
 
 __all__ = ["random_logit", "randomisation", "spearman"]
 
@@ -38,17 +38,14 @@ def randomisation(
 
     (H(M') - H(M)) / H(M), M: `maps`, M': the map of the network with random weights, H: the entropy of a map's values
     in a histogram of 100 bins from its lowest to its highest. Range -1…∞; around 0 for a map that does not depend on
-    the weights. NaN where a map is not finite or constant.
+    the weights. NaN where a map is not finite or constant. `maps`: `(N, *space)` at the layer's own resolution, made
+    with the same `layer` and `method`, or by `explain(model, x, target)`, which makes maps in any other way. Weights
+    are redrawn in a copy of the model, from the input upwards (`reset_parameters`, or a shuffle where a module has
+    none) in `stages` steps; from the output downwards, early features would stay and keep maps similar.
 
-    - `maps`: `(N, *space)` at the layer's own resolution, as made with the same `layer` and `method`, or by
-      `explain(model, x, target)`, which makes maps in any other way.
-    - Weights are redrawn from the input upwards (`reset_parameters`, or a shuffle where a module has none) in `stages`
-      steps, in a copy of the model. From the output downwards, early features would stay and keep maps similar.
-
-    `.figure`: a dict of `emprt`, the mean; `share`, the share of the modules that is random at each stage;
-    `similarity`, the mean Spearman correlation with `maps` at each stage, cells at their own resolution, 1 at share 0;
-    `shuffled`, the same for the last stage with another image's map. Pitfalls: two maps of which both are hot in the
-    middle correlate, whatever the weights: `similarity` means something only where it exceeds `shuffled`.
+    `.figure`: a dict of `emprt`, the mean; for each stage `share`, how much of the modules is random, and `similarity`,
+    the mean Spearman correlation of cells with `maps`; `shuffled`, the same at the last stage with another image's map.
+    Pitfalls: two maps hot in the middle correlate, whatever the weights: compare `similarity` with `shuffled`.
 
     Hedström et al. 2024, eMPRT, https://arxiv.org/abs/2401.06465, equation 5; Adebayo et al. 2018,
     https://arxiv.org/abs/1810.03292; bottom-up after Binder et al. 2023, https://arxiv.org/abs/2211.12486.
@@ -63,26 +60,17 @@ def randomisation(
     >>> randomisation(model, x, maps, target).shape
     torch.Size([2])
     """
-    if stages < 1:
-        raise GradCAMError(f"stages must be at least 1, got {stages!r}.")
     with asking(model, batch) as ask:
         asked = given(x, maps, target, ask)
     maker = explain or _maker(model, asked.x, asked.target, layer, method)
-    flat = asked.maps.flatten(1)
-    shares, similar, last = [0.0], [1.0], flat
-    with torch.inference_mode(False), undisturbed():
-        for share, net in _randomised(model, stages, seed):
-            made = [maker(net, a, t) for a, t in zip(asked.x.split(batch), asked.target.split(batch), strict=True)]
-            last = torch.cat(made).detach().float().flatten(1)
-            _same_shape(flat, last)
-            shares.append(share)
-            similar.append(_mean(spearman(flat, last)[asked.fine]))
-    before, after = histogram_entropy(flat), histogram_entropy(last)
-    others = _mean(spearman(flat, last.roll(1, 0))[asked.fine]) if len(flat) > 1 else float("nan")
+    redrawn, flat = _redrawn(model, asked, maker, stages, seed, batch), asked.maps.flatten(1)
+    made = redrawn[-1][1]
+    others = _mean(spearman(flat, made.roll(1, 0))[asked.fine]) if len(flat) > 1 else float("nan")
+    before, after = histogram_entropy(flat), histogram_entropy(made)
     value = torch.where(before > 0, (after - before) / before, torch.nan)
-    return asked.scores(
-        value, lambda v: {"emprt": mean_of(v), "share": shares, "similarity": similar, "shuffled": others}
-    )
+    similar = [1.0, *(_mean(spearman(flat, m)[asked.fine]) for _, m in redrawn)]
+    about = {"share": [0.0, *(share for share, _ in redrawn)], "similarity": similar, "shuffled": others}
+    return asked.scores(value, lambda v: {"emprt": mean_of(v), **about})
 
 
 @register(better=-1, explains=True)
@@ -127,9 +115,9 @@ def random_logit(
     maker = explain or _maker(model, asked.x, asked.target, layer, method)
     with torch.inference_mode(False):
         other = _another_class(asked.target, classes, seed)
-        made = torch.cat([maker(model, a, t) for a, t in zip(asked.x.split(batch), other.split(batch), strict=True)])
+        made = _made(maker, model, asked.x, other, batch)
     _same_shape(asked.maps, made)
-    return asked.scores(spearman(asked.maps.flatten(1), made.detach().float().flatten(1)), _mean)
+    return asked.scores(spearman(asked.maps.flatten(1), made.flatten(1)), _mean)
 
 
 def _another_class(target: Tensor, classes: int, seed: int) -> Tensor:
@@ -152,10 +140,32 @@ def _maker(model: nn.Module, x: Tensor, target: Tensor, layer: str | nn.Module |
     return lambda net, x, target: gradcam(net, x, layer=name, target=target, method=method).maps[0]
 
 
+def _redrawn(
+    model: nn.Module, asked: Given, explain: Explain, stages: int, seed: int, batch: int
+) -> list[tuple[float, Tensor]]:
+    "For each stage the share of the modules that is random, and the maps `(N, cells)`."
+    if stages < 1:
+        raise GradCAMError(f"stages must be at least 1, got {stages!r}.")
+    made = []
+    with torch.inference_mode(False), undisturbed():
+        for share, net in _randomised(model, stages, seed):
+            maps = _made(explain, net, asked.x, asked.target, batch)
+            _same_shape(asked.maps, maps)
+            made.append((share, maps.flatten(1)))
+    return made
+
+
+def _made(explain: Explain, model: nn.Module, x: Tensor, target: Tensor, batch: int) -> Tensor:
+    parts = zip(x.split(batch), target.split(batch), strict=True)
+    return torch.cat([explain(model, a, t) for a, t in parts]).detach().float()
+
+
 def _randomised(model: nn.Module, stages: int, seed: int) -> Iterator[tuple[float, nn.Module]]:
     "A copy of the model with more and more random weights, and the share of its modules that has them."
     net = shadow(unwrap(model), own_weights=True)
     modules = [m for m in net.modules() if any(True for _ in m.parameters(recurse=False))]
+    if not modules:
+        raise GradCAMError("randomisation needs a model with weights, and this one has none.")
     done = 0
     torch.manual_seed(seed)
     for stage in range(1, min(stages, len(modules)) + 1):

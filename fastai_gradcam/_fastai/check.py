@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastcore.basics import patch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._errors import GradCAMError, GradCAMTypeError
 from .._faithfulness.common import Probability
 from .._net.guard import undisturbed
 from .._net.layers import unwrap
 from .._net.shadow import shadow
-from .._watch.tasks import as_list
+from .._watch.tasks import Task, as_list
 from ..faithfulness import check
 from .explain import model_input, resolve_layer
+from .items import normalisation
 from .masks import Masks
 from .panel import build_panel
 from .tasks import task_of
@@ -64,39 +64,32 @@ def gradcam_check(
     task = task_of(self.dls, self.loss_func)
     if task.kind != "category":
         raise GradCAMTypeError(f"gradcam_check asks for the predicted class; this learner's task is {task.kind!r}.")
-    valid = getattr(self.dls, "valid_ds", None)
-    count = n if items is not None or valid is None else min(n, len(valid) or n)
     layers = [None] if layer is None else resolve_layer(self, layer)
+    ways = [methods] if isinstance(methods, str) else as_list(methods) or []
+    asked = [metrics] if isinstance(metrics, str) else metrics
     # Making a loader draws random numbers, and transforms may.
     with undisturbed():
-        model = shadow(unwrap(self.model))
-        task.listen(model)
-        panel = build_panel(self, count, items, seed, masks)
-        x = model_input(self, model, panel.x if isinstance(panel.x, tuple) else (panel.x,))
-        if not isinstance(x, Tensor) or x.ndim != 4:
-            raise GradCAMError("gradcam_check is for models of one image (C, H, W) at a time.")
-        mean, std = _normalisation(self.dls)
-        found = panel.masks if masks is not None else None
+        model, x, found = _images(self, task, items, n, seed, masks)
+        mean, std = normalisation(self.dls)
         return check(
-            model,
-            x,
-            methods=[methods] if isinstance(methods, str) else as_list(methods) or [],
-            layers=layers,
-            metrics=[metrics] if isinstance(metrics, str) else metrics,
-            masks=None if found is None else _stacked(found, x),
-            mean=mean,
-            std=std,
-            seed=seed,
+            model, x, methods=ways, layers=layers, metrics=asked, masks=found, mean=mean, std=std, seed=seed,
             probability=cast(Probability, task.probabilities),
-        )
+        )  # fmt: skip
 
 
-def _normalisation(dls: Any) -> tuple[Any, Any]:
-    "The mean and standard deviation by which the data pipeline normalises, `None` where it does not."
-    for transform in getattr(getattr(dls, "after_batch", None), "fs", []):
-        if isinstance(transform, Normalize):
-            return transform.mean.detach().flatten().tolist(), transform.std.detach().flatten().tolist()
-    return None, None
+def _images(
+    learn: Learner, task: Task, items: Sequence | None, n: int, seed: int, masks: Masks
+) -> tuple[nn.Module, Tensor, Tensor | None]:
+    "A copy of the model that `task` listens to, its input, and the objects' masks if there are any."
+    model = shadow(unwrap(learn.model))
+    task.listen(model)
+    valid = getattr(learn.dls, "valid_ds", None)
+    count = n if items is not None or valid is None else min(n, len(valid) or n)
+    panel = build_panel(learn, count, items, seed, masks)
+    x = model_input(learn, model, panel.x if isinstance(panel.x, tuple) else (panel.x,))
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        raise GradCAMError("gradcam_check is for models of one image (C, H, W) at a time.")
+    return model, x, None if masks is None else _stacked(panel.masks, x)
 
 
 def _stacked(masks: Sequence[Any], x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from fastai.data.core import Datasets, TfmdLists
 from fastai.data.load import DataLoader, SkipItemException
+from fastai.data.transforms import Normalize
 from fastai.torch_core import to_device
 from fastai.vision.core import PILBase, PILImage
 from PIL import Image
@@ -22,7 +23,7 @@ from .._watch.images import to_image
 from .._watch.nested import tensors
 from .._watch.tasks import as_list
 
-__all__ = ["as_item", "encode", "is_one_item", "item_name", "loader_of", "opened", "picture", "read"]
+__all__ = ["as_item", "encode", "is_one_item", "item_name", "loader_of", "normalisation", "opened", "picture", "read"]
 
 
 def as_item(item: Any) -> Any:
@@ -225,6 +226,14 @@ def picture(dl: DataLoader, batch: tuple[Any, ...], at: int = 0) -> Image.Image:
             "explains learners of images; a learner of tables or text has no place to show."
         )
     return to_image(x[0].detach().cpu().as_subclass(Tensor))
+
+
+def normalisation(dls: Any) -> tuple[Any, Any]:
+    "The mean and standard deviation by which the data pipeline normalises, `None` where it does not."
+    for transform in getattr(getattr(dls, "after_batch", None), "fs", []):
+        if isinstance(transform, Normalize):
+            return transform.mean.detach().flatten().tolist(), transform.std.detach().flatten().tolist()
+    return None, None
 
 
 def item_name(item: Any, index: int, root: Path | None = None) -> str:
