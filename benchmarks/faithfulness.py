@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from fastai_gradcam import gradcam
 from fastai_gradcam._faithfulness.check import LEAST
 from fastai_gradcam.faithfulness import (
+    Interval,
     average_drop,
     baseline,
     check,
@@ -48,6 +49,7 @@ SHARED = Path(os.environ.get("FASTAI_GRADCAM_SHARED") or ROOT.parent / "shared" 
 METHODS = """gradcam gradcam++ xgradcam hirescam layercam gradcam_elementwise eigencam eigengradcam
 smoothgradcam++ scorecam ablationcam""".split()
 BASELINES = ("random", "centre", "edges", "another")
+ROUNDING = 1e-6  # two maps that are the same differ by less
 SHARES = (0.1, 0.3, 0.7, 0.9)
 STEPS = 14
 
@@ -282,7 +284,7 @@ def certificates(images: int | None) -> str:
     rows, verdicts, lows = [], [], []
     for name, make, x, mean, std in cases:
         beside = [
-            check(make(seed), x, metrics=["road"], mean=mean, std=std).set_index("baseline").loc["centre"]
+            check(make(seed), x, metrics=["road"], baselines=["centre"], mean=mean, std=std).iloc[0]
             for seed in (*CALIBRATED, *REPORTED)
         ]
         before, after = beside[: len(CALIBRATED)], beside[len(CALIBRATED) :]
@@ -319,17 +321,22 @@ def fashion(images: int | None) -> str:
 
 def of_photos(images: int | None) -> str:
     x = photos(images or 48, 112)
-    head = f"SqueezeNet 1.1, trained on ImageNet; maps of 6×6 cells; {len(x)} photos of clothing, 112 × 112 pixels."
-    return head + "\n\n" + _table(squeezenet(), x, MEAN, STD)
+    # Its last layer with space holds a map for each class: there most methods are one and the same.
+    layer = "features.12"
+    head = (
+        f"SqueezeNet 1.1, trained on ImageNet; maps of 6×6 cells at `{layer}`, below the layer that has a map for each "
+        f"class; {len(x)} photos of clothing, 112 × 112 pixels."
+    )
+    return head + "\n\n" + _table(squeezenet(), x, MEAN, STD, layer)
 
 
-def _table(model: nn.Module, x: Tensor, mean: object, std: object) -> str:
+def _table(model: nn.Module, x: Tensor, mean: object, std: object, layer: str | None = None) -> str:
     with torch.no_grad():
         target = torch.cat([model(part).argmax(1) for part in x.split(32)])
     maps = {
         name: torch.cat(
             [
-                gradcam(model, a, target=t, method=name).maps[0]
+                gradcam(model, a, layer=layer, target=t, method=name).maps[0]
                 for a, t in zip(x.split(16), target.split(16), strict=True)
             ]
         )
@@ -356,7 +363,7 @@ def _table(model: nn.Module, x: Tensor, mean: object, std: object) -> str:
         for metric in how:
             one = interval(found[metric][name])
             behind = interval(found[metric][best[metric]], found[metric][name])
-            level = name == best[metric] or not (behind.low > 0 or behind.high < 0)
+            level = name == best[metric] or not (behind.low > ROUNDING or behind.high < -ROUNDING)
             text = f"{one.mean:.3f} ({one.low:.3f} … {one.high:.3f})"
             cells.append(f"**{text}**" if level else text)
         shown = f"`{name}`" if name in METHODS else f"*{name}*"
@@ -368,13 +375,19 @@ def _table(model: nn.Module, x: Tensor, mean: object, std: object) -> str:
 
 def _best(metric: str, best: str, of: dict[str, Tensor]) -> str:
     sign = metrics[metric].better
+    nearest = min(BASELINES, key=lambda name: sign * (of[best] - of[name]).nanmean().item())
     second = max((n for n in METHODS if n != best), key=lambda name: sign * of[name].nanmean().item())
     lead = interval(sign * of[best], sign * of[second])
-    sure = "more" if lead.low > 0 else "no more"
+    beside = interval(sign * of[best], sign * of[nearest])
     return (
-        f"By `{metric}` the best is `{best}`, ahead of `{second}` by {lead.mean:.4f} "
-        f"({lead.low:.4f} … {lead.high:.4f}): {sure} than chance."
+        f"By `{metric}` the best is `{best}`, ahead of `{second}` by {_lead(lead)}, and of the nearest baseline, "
+        f"*{nearest}*, by {_lead(beside)}."
     )
+
+
+def _lead(lead: Interval) -> str:
+    sure = "more" if lead.low > ROUNDING else "no more"
+    return f"{lead.mean:.4f} ({lead.low:.4f} … {lead.high:.4f}), {sure} than chance"
 
 
 def _disagreement(found: dict[str, dict[str, Tensor]]) -> str:

@@ -43,20 +43,19 @@ class GradCAMCallback(Callback):
     - `target`: `"true"` (each image's label; the first of several; the class with the largest region in a mask),
       `"pred"` (its prediction; the most probable of several labels; the largest predicted region), a label, an index, a
       list of these for several classes per image, a list of lists, a tensor or an array with a row for each image, or
-      a callable `output -> (N,)` scores. In a regression `"true"` and `"pred"` are the score; `"-score"` is its
-      negative.
+      a callable `output -> (N,)` scores. In a regression `"true"` and `"pred"` are the score, `"-score"` its negative.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
-    - `every`: a frame every so many epochs; the last epoch of a fit always has one.
+    - `every`: a frame every so many epochs; the last epoch of a fit always has one. `check`: every so many, a multiple
+      of `every`, whether the maps say more than a blob in the middle: ROAD of the panel in `run.checks` and the report.
     - `masks`: where the object is: a callable `item -> mask`, a folder of masks, a mapping to masks or boxes, or a list
       with one for each of `items`.
     - `path`: the folder of runs (default `learn.path/"gradcam"`); `name`: the run's folder in it (default: the time).
       A name that exists is refused unless `resume=True`, which goes on with that run.
-    - `show`: show each grid under the progress table (default: in a notebook).
-    - `loggers`: callables `(run, frame)`, called after each frame with the `Run` and the frame's entry in it, such as
-      those of `fastai_gradcam.loggers`. fastai's own `TensorBoardCallback` and `WandbCallback` get frames anyway.
+    - `show`: each grid under the progress table (default: in a notebook). `loggers`: callables `(run, frame)`, called
+      after each frame with its entry in the `Run`, such as those of `fastai_gradcam.loggers`; fastai's own
+      `TensorBoardCallback` and `WandbCallback` get frames anyway.
     - `judge`: when images are changed on purpose to learn what each class depends on: `"end"` (of each fit), `"every"`
-      (at each frame, too, for an early alarm) or `None`. Verdicts are in `run.verdicts`, and what they confirm is in
-      `run.findings()`.
+      (each frame, too, for an early alarm) or `None`. Verdicts are in `run.verdicts`, shortcuts in `run.findings()`.
     - `on_error`: `"warn"` turns a failure during training into one warning and a failed frame, `"raise"` raises it.
 
     Raises `GradCAMError` before the first batch where a setting does not fit the learner.
@@ -95,6 +94,7 @@ class GradCAMCallback(Callback):
         loggers: Iterable[Callable[[Run, dict], None]] | None = None,
         on_error: str = "warn",
         judge: str | None = "end",
+        check: int | None = None,
     ) -> None:
         asked = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if items is None and (not isinstance(n, int) or n < 1):

@@ -46,6 +46,8 @@ class Watch:
       `on_error`: `"warn"` or `"raise"`.
     - `judge`: when images are changed on purpose to learn what each class depends on: `"end"` (at `close`), `"every"`
       (at each frame, too) or `None`. The images are `x` itself, which should then be 48 or more.
+    - `check`: every so many epochs, a multiple of `every`, whether the maps say more than a blob in the middle: ROAD of
+      `x` in `run.checks`, in the frame's metrics, and so in the report.
     - `forward`: a callable `(model, x) -> output`, for a model that is called in another way than `model(x)`,
       `model(*x)` or `model(**x)`.
 
@@ -86,6 +88,7 @@ class Watch:
         mean: Any = None,
         std: Any = None,
         judge: str | None = None,
+        check: int | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -93,6 +96,7 @@ class Watch:
         common = {
             "layer": layer, "target": target, "method": method, "every": every, "path": path, "name": name,
             "show": show, "resume": resume, "loggers": loggers, "on_error": on_error, "judge": judge,
+            "check": check,
         }  # fmt: skip
         settings = Settings(**common, asked={"n": number_of(x), **common})
         self._watcher: Watcher | None = None
@@ -101,7 +105,9 @@ class Watch:
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
         net = called(model, forward)
-        subject = Subject(ref(model), lambda: net, lambda: loss_func, arch=type(model).__name__)
+        subject = Subject(
+            ref(model), lambda: net, lambda: loss_func, pixels=lambda: (mean, std), arch=type(model).__name__
+        )
         watcher = Watcher(subject, settings, Faults(type(self).__name__, on_error == "raise"))
         panel = panel_of(x, images, labels, vocab, y, masks, mean, std)
         watcher.begin(Path(path), lambda: (panel, task_of(panel, vocab, loss_func)))

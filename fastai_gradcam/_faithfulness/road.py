@@ -50,8 +50,8 @@ def road(
 ) -> Scores:
     """ROAD: the probability of `target` with the most relevant pixels removed, or with only these kept.
 
-    For each share p, MoRF removes the ⌊p·H·W⌋ pixels that `maps` has hottest, LeRF all others; removed pixels
-    are imputed (`impute`) in pixel space, x · `std` + `mean`. Counts are exact, and pixels of equal heat in random order,
+    For each share p, MoRF removes the ⌊p·H·W⌋ pixels that `maps` has hottest, LeRF all others; removed pixels are
+    imputed (`impute`) in pixel space, x · `std` + `mean`. Counts are exact, and pixels of equal heat in random order,
     fixed by `seed`: a constant or empty map is the random order. `x`: `(N, C, H, W)`, `maps`: `(N, h, w)`, upsampled
     bilinearly. `target`: LongTensor `(N,)`, the true classes for the figure of the paper; `None`: the predicted ones.
 

@@ -15,6 +15,7 @@ from .._watch.judging import JudgingSet
 from ..loggers import loggers_of
 from .averaged import Averaged
 from .explain import model_input, resolve_layer
+from .items import normalisation
 
 __all__ = ["metrics_of", "subject_of"]
 
@@ -37,6 +38,7 @@ def subject_of(
         layers=lambda layer: resolve_layer(learner(), layer),
         loggers=lambda: loggers_of(learner()),
         frozen=lambda: bool(getattr(learner().opt, "frozen_idx", 0)),
+        pixels=lambda: normalisation(learner().dls),
         inputs=lambda net, x: model_input(learner(), net, x if isinstance(x, tuple) else (x,)),
         arch=getattr(arch, "__name__", None) or (arch if isinstance(arch, str) else None),
     )

@@ -139,6 +139,14 @@ class RunFiles:
         """
         return read_table(self.path)
 
+    @property
+    def checks(self) -> pd.DataFrame:
+        """Whether the panel's maps say more than a blob in the middle: a row for each baseline at each frame that was
+        checked (`check=`), with the columns of `learn.gradcam_check` after `frame`.
+        """
+        found = read_table(self.path, "checks")
+        return found[found["frame"].isin([f.frame for f in self.contents().complete])].reset_index(drop=True)
+
     def maps(self, frame: int) -> dict[str, np.ndarray]:
         """Raw maps of a frame: for each layer an array `(n, h, w)`, or `(n, K, h, w)` for K classes per image.
 

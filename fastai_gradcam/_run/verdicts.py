@@ -1,4 +1,7 @@
-"""`verdicts.csv` and `patches/` of a run: what interventions found, and the pictures behind it. Reads without torch."""
+"""Tables of a run: what interventions found (`verdicts.csv`, `patches/`), and how good its maps are (`checks.csv`).
+
+Reads without torch.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,18 @@ PICTURE_COLUMNS = ("label", "test", "file", "caption")
 ALARM_COLUMNS = ("frame", "label", "test", "effect", "control")
 # In an atlas: each change of an image, and of the image in it whose class is tested.
 TRIAL_COLUMNS = ("index", "label", "test", "effect", "control")
-_WORDS = {"label", "test", "verdict", "place", "left_out", "file", "caption"}
+# `learn.gradcam_check`'s, for each frame that was checked.
+CHECK_COLUMNS = (
+    *("frame", "method", "layer", "metric", "images", "score", "low", "high", "baseline", "baseline_score"),
+    *("difference", "difference_low", "difference_high", "verdict"),
+)
+_WORDS = {"label", "test", "verdict", "place", "left_out", "file", "caption", "method", "layer", "metric", "baseline"}
 _FILES = {
     "verdicts": ("verdicts.csv", VERDICT_COLUMNS),
     "pooled": ("patches/pooled.csv", VERDICT_COLUMNS),
     "classes": ("patches/classes.csv", CLASS_COLUMNS),
     "pictures": ("patches/pictures.csv", PICTURE_COLUMNS),
+    "checks": ("checks.csv", CHECK_COLUMNS),
     "alarms": ("patches/alarms.csv", ALARM_COLUMNS),
     "trials": ("patches/trials.csv", TRIAL_COLUMNS),
 }
@@ -73,7 +82,7 @@ def write_verdicts(
 
 
 def write_table(path: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table `name` (`verdicts`, `pooled`, `classes`, `pictures`, `alarms` or `trials`) of the run `path`."""
+    """Write the table `name` (`verdicts`, `pooled`, `classes`, `pictures`, `alarms`, `trials` or `checks`) of a run."""
     import pandas as pd
 
     file, columns = _FILES[name]

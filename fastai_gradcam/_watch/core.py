@@ -24,6 +24,7 @@ from .._run.writer import Writer
 from ..cam import CAMs, explain
 from ..run import Run
 from .begin import adopt, check_resumable, claim, create
+from .checking import check_panel, checkable
 from .faults import Faults
 from .judging import Judging, images_for, set_of_panel
 from .look import Look, check_shapes, depth_of, in_chunks, losses
@@ -85,6 +86,8 @@ class Watcher:
                 raise GradCAMError(f"Another callback is writing the run {path.name!r}: give each a name= of its own.")
             self.panel, self.task = make()
             self._target(slice(0, len(self.panel)))
+            if s.check is not None:
+                checkable(self.panel, self.task)
             # Named once, so that all frames show the same layer, also after the network has changed.
             named = self.subject.layers or (lambda layer: [name for name, _ in named_layers(unwrap(model), layer)])
             layers = None if s.layer is None else named(s.layer)
@@ -129,15 +132,9 @@ class Watcher:
             path,
             settings=self.settings.plain(),
             arch=self.subject.arch or type(unwrap(self.subject.model())).__name__,
-            layers=self.layers,
-            vocab=self.task.vocab,
-            names=p.names,
-            labels=p.labels,
-            images=p.images,
-            masks=p.masks,
-            draw=frame_grid,
-            depth=self._depth,
-        )
+            layers=self.layers, vocab=self.task.vocab, names=p.names, labels=p.labels, images=p.images, masks=p.masks,
+            draw=frame_grid, depth=self._depth,
+        )  # fmt: skip
 
     def _resume(self, run: Run) -> None:
         asked, p = self.settings.plain(), self.panel
@@ -179,7 +176,7 @@ class Watcher:
 
     def take(self, epoch: int, metrics: dict[str, float | None]) -> None:
         "One frame of the panel, whatever happens."
-        frame = Frame(self._number, self.fit, epoch, metrics, frozen=self.subject.frozen())
+        frame = Frame(self._number, self.fit, epoch, dict(metrics), frozen=self.subject.frozen())
         failure = None
         try:
             with undisturbed():
@@ -189,6 +186,8 @@ class Watcher:
         except Exception as error:
             failure, frame.error = error, reason_of(error)
             frame.maps, frame.rows = {}, []
+        if failure is None and self.settings.check is not None and (epoch + 1) % self.settings.check == 0:
+            self._check(frame)
         self._number += 1
         with self.faults.harmless(f"writing frame {frame.frame}"):
             self.writer.add(frame)
@@ -214,6 +213,12 @@ class Watcher:
         frame.maps, frame.rows = look.maps, [place | row for row in rows_]
         self._previous = look.maps
         self._first = self._first if self._first is not None else look.maps
+
+    def _check(self, frame: Frame) -> None:
+        with self.faults.harmless(f"checking the maps of frame {frame.frame}"), undisturbed():
+            path, layer, method = self.writer.path, self.layers[-1], self.settings.method
+            net = shadow(unwrap(self.subject.model()), self._own_weights)
+            frame.metrics |= check_panel(path, frame.frame, self.subject, net, self.panel, self.task, layer, method)
 
     def _loss(self) -> Any:
         "A copy of the loss function, which may keep a state; `None` where it cannot be copied."

@@ -35,12 +35,20 @@ class Settings:
     loggers: Any = None
     on_error: str = "warn"
     judge: str | None = None
+    check: int | None = None
     asked: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         name = self.name
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise GradCAMError(f"every must be a number of epochs from 1 up, got {self.every!r}.")
+        if self.check is not None and (
+            isinstance(self.check, bool) or not isinstance(self.check, int) or self.check < 1 or self.check % self.every
+        ):
+            raise GradCAMError(
+                f"check must be a number of epochs from 1 up, and a multiple of every={self.every} because maps are "
+                f"checked at frames; got {self.check!r}."
+            )
         if self.on_error not in ("warn", "raise"):
             raise GradCAMError(f"on_error must be 'warn' or 'raise', got {self.on_error!r}.")
         if self.judge not in (None, "end", "every"):

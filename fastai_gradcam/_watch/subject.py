@@ -28,6 +28,7 @@ class Subject:
     of each image. `layers(layer)`: the dotted names of a `layer=`. `loggers`: those that the training loop brings.
     `frozen()`: whether the body of the network is frozen at the moment.
     `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
+    `pixels()`: the mean and the standard deviation by which pixels of 0…1 became the panel's input, or `None` twice.
     `judging(n)`: up to `n` images to judge by. `trained()`: how many images were passed forward and backward so far.
     """
 
@@ -38,6 +39,7 @@ class Subject:
     loggers: Callable[[], list[Logger]] = list
     frozen: Callable[[], bool] = lambda: False
     inputs: Callable[[nn.Module, Any], Any] = lambda net, x: x
+    pixels: Callable[[], tuple[Any, Any]] = lambda: (None, None)
     arch: str | None = None
     judging: Callable[[int], JudgingSet] | None = None
     trained: Callable[[], int] = lambda: 0

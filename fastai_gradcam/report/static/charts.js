@@ -147,11 +147,14 @@ function metricCharts() {
   const values = (name) => run.frames.map(({ metrics }) => (Object.hasOwn(metrics, name) ? metrics[name] : null));
   const isShare = (numbers) => numbers.every((x) => x === null || (x >= 0 && x <= 1));
   const lines = drawable(names.map((name) => ({ name, values: values(name), write: number, share: isShare(values(name)) })));
+  const isCheck = (line) => ['road', 'road_centre', 'road_random'].includes(line.name);
+  const checks = lines.filter(isCheck).map((line) => ({ ...line, share: false }));
   const isLoss = (line) => /loss/i.test(line.name);
   const losses = lines.filter(isLoss).map((line) => ({ ...line, share: false }));
-  const shares = lines.filter((line) => !isLoss(line) && line.share);
-  const others = lines.filter((line) => !isLoss(line) && !line.share);
-  const groups = [['Loss', losses], ['Metrics', shares], ...others.map((line) => ['Metric', [line]])];
+  const rest = lines.filter((line) => !isLoss(line) && !isCheck(line));
+  const shares = rest.filter((line) => line.share);
+  const others = rest.filter((line) => !line.share);
+  const groups = [['Loss', losses], ['Metrics', shares], ['Faithfulness', checks], ...others.map((line) => ['Metric', [line]])];
   return groups.flatMap(([title, group]) => chunks(group, 4).map((few) => chart(title, few)));
 }
 

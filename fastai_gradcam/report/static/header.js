@@ -17,7 +17,9 @@ function fillHeader() {
   fillPairs('versions', run.versions);
   const meanings = Object.entries(MEASURES).filter(([column]) => has(column)).map(([, [word, about]]) => [word, about]);
   const metrics = ['the epoch\'s, of the whole training or validation set, as the progress table had them'];
-  fillPairs('meanings', Object.fromEntries([...meanings, ['Losses and metrics', metrics]]));
+  const checks = ['by how much the hottest pixels of the panel\'s maps matter more to the predicted class than the coldest, from −0.5 to 0.5 (ROAD); beside it the same of a blob in the middle and of a random map'];
+  const checked = run.frames.some((frame) => Object.hasOwn(frame.metrics, 'road'));
+  fillPairs('meanings', Object.fromEntries([...meanings, ['Losses and metrics', metrics], ...(checked ? [['road', checks]] : [])]));
 }
 
 /** What an address would do: a link to a part of the page leads to the notebook's, and reloading to the same text. */
