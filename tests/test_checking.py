@@ -26,7 +26,7 @@ def checked_frames(run):
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
-    "What a checked training leaves behind, and the same training without a callback."
+    "A training that was checked, the same one without a callback, and its run."
     path = tmp_path_factory.mktemp("checked")
     plain, learn = learner(path), learner(path)
     plain.fit(3, 1e-5)

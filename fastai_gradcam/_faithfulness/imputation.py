@@ -149,7 +149,8 @@ def _cycle(levels: Sequence[_Level], r: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a.flatten(1)[:, None], b.flatten(1)[:, :, None])
+    # A product and its sum: on a CPU, `bmm` of several such rows takes five times as long.
+    return (a * b).sum((1, 2), keepdim=True)
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
