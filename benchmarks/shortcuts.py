@@ -113,7 +113,7 @@ def trained_model(data: str, signal: str, seed: int, args: argparse.Namespace) -
 
 
 def peers(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
-    """What others make of one trained model."""
+    """Three other ways to find a shortcut, tried on one trained model."""
     net, p, *_ = trained_model(data, signal, seed, args)
     with tempfile.TemporaryDirectory() as folder:
         findings = library_findings(net, p, Path(folder), seed)

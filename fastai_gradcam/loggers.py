@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._errors import GradCAMError
+from ._run.verdicts import read_table
 from .render import overlay
 from .run import Run
 
@@ -32,9 +33,15 @@ _last_step: dict[str, int] = {}
 
 
 def mean_numbers(run: Run, frame: dict[str, Any]) -> dict[str, float]:
-    "The panel's means of a frame's numbers, those that are defined, and with masks the share on the object."
+    """The panel's means of a frame's numbers, those that are defined, and with masks the share on the object.
+
+    With `judge="every"` also `alarms`: how many classes two judgements in succession named, once there are any.
+    """
     rows = _rows(run, frame)
     means = {name: rows[name].mean() for name in (*NUMBERS, "mask_share")}
+    alarms = read_table(run.path, "alarms")
+    if len(alarms):
+        means["alarms"] = alarms.loc[alarms["frame"] == frame["frame"], "label"].nunique()
     return {name: float(mean) for name, mean in means.items() if np.isfinite(mean)}
 
 

@@ -67,7 +67,7 @@ def judging_set(learn: Learner, n: int = MOST, seed: int = 12345, masks: Masks =
 
 
 def judged_task(learn: Learner) -> Task:
-    "What the learner's model is asked. Raises `GradCAMError` for a task that cannot be judged."
+    "The learner's task. Raises `GradCAMError` for one that cannot be judged."
     task = task_of(learn.dls, learn.loss_func)
     if len(task.heads) != 1 or task.kind != CATEGORY:
         raise GradCAMError(f"Only a learner with one class per image is judged; this learner's task is {task.kind!r}.")
