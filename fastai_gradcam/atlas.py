@@ -13,12 +13,13 @@ import pandas as pd
 from ._atlas.classes import MapStatistics, statistics
 from ._atlas.export import to_fiftyone, to_spotlight, to_wandb
 from ._atlas.groups import class_table, group_table
-from ._atlas.habits import Habits, find
+from ._atlas.habits import Habits, find, places
 from ._atlas.store import WORDS, Plan, Store, image_file
 from ._errors import GradCAMError, GradCAMIndexError, one_of
 from ._run.files import open_image
 from ._run.verdicts import read_table
 from .measures import similarity
+from .report.atlas import write_atlas
 
 __all__ = ["Atlas", "to_fiftyone", "to_spotlight", "to_wandb"]
 
@@ -118,6 +119,11 @@ class Atlas:
         return find(lambda: self._store.each(self._parts), self._codes)
 
     @cached_property
+    def places(self) -> np.ndarray:
+        "Where each row lies in the page's scatter, `(N, 2)` in 0…1: near those where the model does the like."
+        return places(lambda: self._store.each(self._parts), len(self.table))
+
+    @cached_property
     def classes(self) -> pd.DataFrame:
         return class_table(self.table, self.labels, self._statistics)
 
@@ -194,3 +200,11 @@ class Atlas:
         pairs = said[0].merge(said[1][["name", "pred"]], on="name", suffixes=("", "_other"))
         changed = (pairs["pred"] != pairs["pred_other"]).groupby(pairs["label"]).mean()
         return both.assign(changed=both["label"].map(changed).astype(float))
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the page, one file that loads nothing, and return where it lies; default `atlas.html` in the folder.
+
+        Classes with mean maps, habits with typical images, findings, and a scatter of up to 10,000 images. Pictures of
+        other images are linked, not embedded, as far as the data set is of files.
+        """
+        return write_atlas(self, path)

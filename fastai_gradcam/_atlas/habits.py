@@ -8,7 +8,7 @@ import numpy as np
 
 from .classes import Parts, shares
 
-__all__ = ["Habits", "Model", "find", "fit"]
+__all__ = ["Habits", "Model", "find", "fit", "places"]
 
 # A class is grouped by so many of its images at most; the others join the group whose centre is nearest.
 SAMPLE = 2000
@@ -126,3 +126,31 @@ def _models(parts: Parts, codes: np.ndarray, classes: int, seed: int) -> list[Mo
             kept[c].append(vectors[usable & (codes[rows][taken] == c)])
     nothing = np.zeros((1, 1), np.float32)
     return [fit(np.concatenate(k), cells, seed) if k and sum(map(len, k)) else fit(nothing, 0, seed) for k in kept]
+
+
+def places(parts: Parts, n: int, seed: int = 0) -> np.ndarray:
+    """`(N, 2)` in 0…1: images lie near each other for which the model looks at like things in like places.
+
+    The two main axes of all classes together, found on a sample; an image without a map lies in the middle.
+    """
+    chosen = np.zeros(n, bool)
+    chosen[np.random.default_rng(seed).permutation(n)[: 2 * SAMPLE]] = True
+    sample, cells = [], 0
+    for rows, maps, features in parts():
+        taken, cells = np.flatnonzero(chosen[rows]), maps[0].size
+        sample.append(vectors_of(maps[taken], features[taken]))
+    vectors = np.concatenate(sample)
+    vectors = vectors[np.isfinite(vectors).all(1)]
+    at = np.full((n, 2), 0.5, np.float32)
+    if len(vectors) < 3:
+        return at
+    mean = vectors.mean(0)
+    axes = _axes(vectors - mean, cells)
+    turn = np.linalg.svd((vectors - mean) @ axes, full_matrices=False)[2][:2].T
+    if turn.shape[1] < 2:
+        return at
+    low, high = np.quantile((vectors - mean) @ axes @ turn, (0.005, 0.995), axis=0)
+    for rows, maps, features in parts():
+        found = (vectors_of(maps, features) - mean) @ axes @ turn
+        at[rows] = np.nan_to_num(((found - low) / np.maximum(high - low, 1e-9)).clip(0, 1), nan=0.5)
+    return at

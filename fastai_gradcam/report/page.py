@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 from PIL import Image
 
 from .._errors import GradCAMError, reason_of
-from .._run.files import image_bytes, stamp_of, write_whole
+from .._run.files import stamp_of, write_whole
 from .._run.reader import RunFiles
 from .._run.schema import FrameEntry, PanelItem, grid_file
 from .._run.words import frame_name
 from ..findings import TITLES, TRIED_TITLES, Thresholds, checks_in_words, checks_of, findings_of
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, colormap
+from .embed import filled, text_of, uri_of
 from .history import history_of
 from .mailed import as_text, by_name, in_words, mailed
 from .maps import Maps
@@ -67,40 +64,19 @@ def report_page(run: RunFiles, thresholds: Thresholds | None = None, pictures: P
 
 
 def _html(data: dict[str, Any], grid: dict[str, Any] | None) -> str:
-    sources = PackageLoader(__package__, "static")
-    env = Environment(loader=sources, autoescape=True)
-    style = sources.get_source(env, "style.css")[0]
-    scripts = "\n".join(sources.get_source(env, f"{name}.js")[0] for name in SCRIPTS)
-    script = f"(() => {{\n'use strict';\n{scripts}\n}})();"
-    return env.get_template("report.html").render(
-        title=_text(data["info"]["name"]),
+    return filled(
+        "report.html",
+        ["style"],
+        SCRIPTS,
+        data,
+        title=text_of(data["info"]["name"]),
         grid=grid,
         findings=[
-            {"title": (TITLES | TRIED_TITLES).get(f["kind"], f["kind"]), "text": _text(f["text"])}
+            {"title": (TITLES | TRIED_TITLES).get(f["kind"], f["kind"]), "text": text_of(f["text"])}
             for f in data["findings"] or ()
         ],
         checked=data["checked"],
-        style=Markup(style),
-        style_hash=_hash(style),
-        script=Markup(script),
-        script_hash=_hash(script),
-        data=Markup(_json(data)),
     )
-
-
-def _text(words: str) -> str:
-    "A name, which need not be valid text, as a browser can read it."
-    return words.encode("utf-8", "replace").decode()
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64(hashlib.sha256(text.encode()).digest())
-
-
-def _json(data: Any) -> str:
-    "JSON that no label can break out of a script element with (non-ASCII, U+2028 and surrogates are escaped, too)."
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"), default=str)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 # --- the data
@@ -157,8 +133,8 @@ def _picture(run: RunFiles, item: int, entry: PanelItem) -> dict[str, Any]:
     return known | {
         "width": image.width,
         "height": image.height,
-        "image": None if known else _uri(image, "JPEG", quality=JPEG_QUALITY, optimize=True),
-        "mask": None if mask is None else _uri(_bitmap(mask, image.size), "PNG", optimize=True),
+        "image": None if known else uri_of(image, "JPEG", quality=JPEG_QUALITY, optimize=True),
+        "mask": None if mask is None else uri_of(_bitmap(mask, image.size), "PNG", optimize=True),
         "mask_area": None if mask is None else number(mask.mean()),
     }
 
@@ -175,12 +151,8 @@ def _bitmap(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST).convert("1")
 
 
-def _uri(image: Image.Image, kind: str, **options: Any) -> str:
-    return f"data:image/{kind.lower()};base64,{base64(image_bytes(image, kind, **options))}"
-
-
 def _embedded(image: Image.Image) -> dict[str, Any]:
-    uri = _uri(image, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    uri = uri_of(image, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return {"width": image.width, "height": image.height, "image": uri}
 
 
