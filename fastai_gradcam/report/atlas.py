@@ -154,7 +154,7 @@ def _points(atlas: Atlas, folder: Path) -> dict[str, Any]:
         ],
         "habit": atlas.habits.habit[chosen].tolist(),
         "prob": [number(round(p, 3)) for p in rows["prob"].astype(float)],
-        "loss": [number(round(v, 3)) for v in rows["loss"].astype(float)],
+        "loss": [number(round(v, 4)) for v in rows["loss"].astype(float)],
         "x": np.rint(at[:, 0] * 1000).astype(int).tolist(),
         "y": np.rint(at[:, 1] * 1000).astype(int).tolist(),
     }
