@@ -1,4 +1,4 @@
-"""What an atlas costs, and whether its habits are right: writes docs/atlas/ and the figures in docs/atlas.md.
+"""The cost of an atlas, and whether its habits are right: writes docs/atlas/ and the figures in docs/atlas.md.
 
 python benchmarks/atlas.py time         10,000 images beside learn.validate(), interleaved, and memory on the way
 python benchmarks/atlas.py million      merge, statistics, habits and page from parts of 1,000,000 synthetic rows
