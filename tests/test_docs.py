@@ -195,6 +195,7 @@ GIVEN = {
     "docs/models.md": segmenter,
     "docs/atlas.md": learner,
     "docs/judging.md": judged,
+    "docs/mending.md": learner,
     "docs/reading.md": everything,
     "docs/faithfulness.md": everything,
     "docs/pytorch.md": everything,

@@ -18,7 +18,7 @@ from .._errors import GradCAMError, GradCAMTypeError
 from .._watch.faults import warn
 from .._watch.tasks import as_list
 
-__all__ = ["Masks", "finder", "mask_of", "warn_of_shared", "warn_of_unseen"]
+__all__ = ["Masks", "as_mask", "asked", "finder", "mask_of", "warn_of_shared", "warn_of_unseen"]
 
 Masks = None | str | Path | Mapping[Any, Any] | Callable[[Any], Any] | Sequence[Any] | np.ndarray | torch.Tensor
 
@@ -77,22 +77,31 @@ def mask_of(
     of an object is left, and none was not said by `[]`, the name is added to `unseen`. Raises `ValueError` with the
     item's name for a mask that is missing, of another size than its image, the image itself, or cannot be read.
     """
-    try:
-        value = find(item, name)
-    except Exception as error:
-        raise GradCAMError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
+    value = asked(find, item, name)
     if value is None:
         return None
-    if isinstance(value, (str, Path)) and _is_file_of(item, Path(value)):
-        raise GradCAMError(
-            f"The mask of image {name!r} is the image itself: masks= gives the file {str(value)!r} for it."
-        )
     if _no_boxes(value):
         return np.zeros(tuple(size), dtype=bool)
     mask = _through_pipeline(value, dl, sample[0], name, size)
     if unseen is not None and not mask.any():
         unseen.append(name)
     return mask
+
+
+def asked(find: Callable[[Any, str], Any], item: Any, name: str) -> Any:
+    """The mask that was given for `item`, in whatever form, or `None`.
+
+    Raises `GradCAMError` with the item's name where asking fails, or the mask is the image itself.
+    """
+    try:
+        value = find(item, name)
+    except Exception as error:
+        raise GradCAMError(f"masks failed for image {name!r}: {type(error).__name__}: {error}") from error
+    if isinstance(value, (str, Path)) and _is_file_of(item, Path(value)):
+        raise GradCAMError(
+            f"The mask of image {name!r} is the image itself: masks= gives the file {str(value)!r} for it."
+        )
+    return value
 
 
 def warn_of_unseen(unseen: Sequence[str]) -> None:
@@ -167,8 +176,14 @@ def _is_file_of(item: Any, file: Path) -> bool:
         return False
 
 
-def _through_pipeline(value: Any, dl: DataLoader, image: Any, name: str, size: Sequence[int]) -> np.ndarray:
+def as_mask(value: Any, image: Any, name: str) -> Image.Image:
+    """A mask as it may be given, as an 8-bit image of 0 and 1 (the object), of the size of `image`, a decoded item.
+
+    Raises `GradCAMError` with the image's `name` for a mask of another size, or one that cannot be read.
+    """
     original = image.size if isinstance(image, Image.Image) else tuple(image.shape[:-3:-1])
+    if _no_boxes(value):
+        return Image.new("L", original)
     try:
         mask = _as_image(value, original)
     except Exception as error:
@@ -176,6 +191,11 @@ def _through_pipeline(value: Any, dl: DataLoader, image: Any, name: str, size: S
     if mask.size != tuple(original):
         (width, height), (wide, high) = mask.size, original
         raise GradCAMError(f"The mask of image {name!r} is {width}×{height} pixels, its image {wide}×{high}.")
+    return mask
+
+
+def _through_pipeline(value: Any, dl: DataLoader, image: Any, name: str, size: Sequence[int]) -> np.ndarray:
+    mask = as_mask(value, image, name)
     # fastai's transforms know masks by their type: cropped and warped with the image, never blended or normalised.
     sample = dl.after_item((image, PILMask(mask)))
     batch = dl.do_batch([sample])
