@@ -11,6 +11,7 @@ from .._errors import GradCAMError
 from .._run.files import open_image
 from .._run.reader import RunFiles
 from .._run.verdicts import read_table
+from ..findings import TRIED_TITLES
 from .numbers import number
 
 __all__ = ["alarms_of", "tried_of"]
@@ -25,9 +26,9 @@ def tried_of(run: RunFiles, finding: Mapping[str, Any], embed: Callable[..., dic
     `bars`: words with a share each, the effect and the control. `figures`: embedded pictures with their words, the
     patches first. `since`: the frame of the first alarm, if there was one. A picture that cannot be read is left out.
     """
-    evidence = finding["evidence"]
-    if "effect" not in evidence:
+    if finding["kind"] not in TRIED_TITLES:
         return None
+    evidence = finding["evidence"]
     labels, table = evidence["labels"], read_table(run.path, "pictures")
     own = table if "" in labels else table[table["label"].isin(labels)]
     patches, changed = own[own["test"] == ""][:_MOST], own[own["test"] == evidence["test"]][:1]
