@@ -1,8 +1,8 @@
 """Does guiding mend a shortcut? The tables of docs/mending.md.
 
     python benchmarks/guide.py train --work FOLDER --data FOLDER   # trains, a line per model; resumable
-    python benchmarks/guide.py cost --work FOLDER                  # time per step and memory
-    python benchmarks/guide.py table --work FOLDER                 # the tables
+    python benchmarks/guide.py table --work FOLDER                 # the tables, of the models there are
+    python benchmarks/guide.py cost --work FOLDER                  # time per step, guided beside plain, in turns
 
 A mark is put into a corner of every training picture of one class. Groups that the training has not: pictures of that
 class whose mark is missing, and pictures of other classes that bear it (swapped). Each remedy begins with the model
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from fastai.vision.all import (
     set_seed,
 )
 from fastcore.imports import noop
+from scipy import stats
 from shortcut_models import Pictures, clothing, fish, network, normalised, planted, predicted
 
 from fastai_gradcam.guide import CoverPlace, GradCAMGuide
@@ -180,19 +182,63 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def mean(values: list[float]) -> str:
+    """In per cent, with a 95 % interval by the t distribution."""
+    if len(values) < 2:
+        return f"{100 * values[0]:.0f}" if values else "–"
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{100 * np.mean(values):.0f} ± {100 * half:.0f}"
+
+
+def table(args: argparse.Namespace) -> None:
+    """A row for each remedy, of the seeds that have it."""
+    lines = read(args.work / "guide.jsonl")
+    columns = ("clean", "missing", "swapped", "worst", "turned", "transplant", "place", "named")
+    for data, marked in itertools.product(EPOCHS, (True, False)):
+        mine = [m for m in lines if m["data"] == data and m["marked"] == marked]
+        if not mine:
+            continue
+        print(f"### {data}, {'marked' if marked else 'honest'}\n\n| remedy | seeds | {' | '.join(columns)} |")
+        print("|---" * (len(columns) + 2) + "|")
+        for remedy in dict.fromkeys(m["remedy"] for m in mine):
+            rows = [m for m in mine if m["remedy"] == remedy]
+            values = [[float(m[k]) for m in rows if m[k] == m[k]] for k in columns]
+            print(f"| {remedy} | {len(rows)} | {' | '.join(map(mean, values))} |")
+        print()
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Seconds of an epoch of the drawn fish, plain and guided in turns, as ratios to the plain epoch beside it."""
+    p = fish(args.work)
+    ratios: dict[str, list[float]] = {}
+    for turn in range(5):
+        spent = {}
+        for share in (0.0, 0.05, 1.0):
+            learn = learner(p, p.x, network("fish", len(p.names), Path()), turn)
+            if share:
+                learn.add_cb(GradCAMGuide(boxes(p, 0, share, np.random.default_rng(turn)), WEIGHT))
+            learn.fit(1)  # the first epoch finds the layer
+            began = time.process_time()
+            learn.fit(1)
+            spent[share] = time.process_time() - began
+        for share, seconds in spent.items():
+            ratios.setdefault(f"{share:.0%}", []).append(seconds / spent[0.0])
+    for share, each in ratios.items():
+        print(f"{share} of boxes: {np.median(each):.2f} times ({min(each):.2f} … {max(each):.2f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table", "cost", "step"))
+    parser.add_argument("what", choices=("train", "table", "cost"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sets", default="fish,clothing")
     parser.add_argument("--remedies", default=REMEDIES)
-    parser.add_argument("--guide", type=float)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    {"train": train}[args.what](args)
+    {"train": train, "table": table, "cost": cost}[args.what](args)
 
 
 if __name__ == "__main__":
