@@ -59,8 +59,8 @@ def timed(images: int, chunks: int = 5) -> None:
             files.append(Path(folder, f"{'ab'[i % 2]}-{i}.jpg"))
             Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(files[-1])
         items = [files[i % 500] for i in range(images)]
-        dls = ImageDataLoaders.from_lists(
-            folder, items, [f.name[0] for f in items], valid_pct=0.01, bs=64, num_workers=0, device="cpu"
+        dls = ImageDataLoaders.from_path_func(
+            folder, items, label_of, valid_pct=0.01, bs=64, num_workers=0, device="cpu"
         )
         learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, path=folder)
         learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
@@ -84,6 +84,10 @@ def timed(images: int, chunks: int = 5) -> None:
             print(rows[-1], flush=True)
         pd.DataFrame(rows).round(2).to_csv(OUT / "time.csv", index=False)
         memory(learn, loader(images), folder, images)
+
+
+def label_of(file: Path) -> str:
+    return file.name[0]
 
 
 def memory(learn, dl, folder: str, images: int) -> None:
@@ -271,7 +275,59 @@ def spray(atlas) -> list[int]:
 
 
 def write() -> None:
-    "The figures between the marks of docs/atlas.md."
+    "The figures between the marks of docs/atlas.md, from whatever tables are there."
+    page = OUT.parent / "atlas.md"
+    before, mark, rest = page.read_text(encoding="utf-8").partition("<!-- figures -->\n")
+    after = rest.partition("<!-- end of figures -->")[2]
+    text = "\n".join(part() for part in (time_words, million_words, habits_words))
+    page.write_text(f"{before}{mark}{text}<!-- end of figures -->{after}", encoding="utf-8")
+
+
+def time_words() -> str:
+    if not (OUT / "time.csv").exists():
+        return "Time and memory beside `learn.validate()`: not measured yet.\n"
+    table, memory = pd.read_csv(OUT / "time.csv"), pd.read_csv(OUT / "memory.csv")
+    wall, cpu = (table[f"atlas{k}"] / table[f"validate{k}"] for k in ("", "_cpu"))
+    total, n = table["images"].sum(), len(table)
+    rows = [
+        ("time on the clock", f"{table.atlas.sum() / table.validate.sum():.2f}", f"{wall.min():.2f}–{wall.max():.2f}"),
+        (
+            "processor time",
+            f"{table.atlas_cpu.sum() / table.validate_cpu.sum():.2f}",
+            f"{cpu.min():.2f}–{cpu.max():.2f}",
+        ),
+    ]
+    half = memory[memory["images"] >= memory["images"].max() / 10]
+    return (
+        f"resnet18, 64 pixels, batches of 64, one thread on the CPU, {total:,} images in {n} interleaved pairs, as a "
+        "multiple of\n`learn.validate()` on the same loader:\n\n| | all | lowest–highest pair |\n|---|---|---|\n"
+        + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in rows)
+        + f"\nMemory of the process in an atlas of {memory['images'].max():,} images: {half.mib.iloc[0]:.0f} MiB after "
+        f"{half['images'].iloc[0]:,}, {half.mib.iloc[-1]:.0f} MiB\nafter the last.\n"
+    )
+
+
+def million_words() -> str:
+    if not (OUT / "million.csv").exists():
+        return "Merge, statistics and page of many rows: not measured yet.\n"
+    table = pd.read_csv(OUT / "million.csv")
+    size = f"{table.page_mb.dropna().iloc[-1]:.1f} MB of page, {table.folder_mb.iloc[0]:.0f} MB of parts"
+    return (
+        f"Reading {table.rows.iloc[0]:,} synthetic rows of 100 classes ({size}):\n\n"
+        "| step | seconds on the clock | seconds of processor time | peak memory so far, MiB |\n|---|---|---|---|\n"
+        + "".join(f"| {r.step} | {r.seconds} | {r.cpu} | {r.peak_mib:.0f} |\n" for r in table.itertuples())
+    )
+
+
+def habits_words() -> str:
+    if not (OUT / "habits.csv").exists():
+        return "Planted minorities and honest models (`python benchmarks/atlas.py habits`): not measured yet.\n"
+    table = pd.read_csv(OUT / "habits.csv")
+    rows = ["| marked | models | Precision@10 | SpRAy's rule | random | flagged |\n|---|---|---|---|---|---|\n"]
+    for level, own in table.groupby("level"):
+        found = [f"{own[c].mean():.2f}" if level else "" for c in ("p10", "spray", "random")]
+        rows.append(f"| {level} % | {len(own)} | {' | '.join(found)} | {int((own.flagged > 0).sum())} |\n")
+    return "".join(rows)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from .run import Run
 __all__ = ["GradCAMCallback"]
 
 _NOT_EXPORTED = ("items", "masks", "loggers")
-# Exceptions that a user raises to end a batch, an epoch or a fit.
 _CANCELLED = tuple(v for k, v in vars(fastai_callbacks).items() if k.startswith("Cancel") and k.endswith("Exception"))
 
 
@@ -56,6 +55,7 @@ class GradCAMCallback(Callback):
       `TensorBoardCallback` and `WandbCallback` get frames anyway.
     - `judge`: when images are changed on purpose to learn what each class depends on: `"end"` (of each fit), `"every"`
       (each frame, too, for an early alarm) or `None`. Verdicts are in `run.verdicts`, shortcuts in `run.findings()`.
+    - `atlas`: whether `learn.gradcam_atlas` follows each fit, into the folder `atlas` of the run.
     - `on_error`: `"warn"` turns a failure during training into one warning and a failed frame, `"raise"` raises it.
 
     Raises `GradCAMError` before the first batch where a setting does not fit the learner.
@@ -68,9 +68,8 @@ class GradCAMCallback(Callback):
     >>> learn = scratch_learner(dls, resnet18, path=path, cbs=GradCAMCallback(n=4, show=False))
     >>> with learn.no_bar(), learn.no_logging():
     ...     learn.fit(1)
-    >>> run = learn.grad_cam.run
-    >>> run.status, len(run.frames), len(run.panel)  # frame 0 is before training
-    ('finished', 2, 4)
+    >>> learn.grad_cam.run.status, len(learn.grad_cam.run.frames)  # frame 0 is before training
+    ('finished', 2)
     """
 
     # After Recorder (50), which has the epoch's metrics; before early stopping (63), which ends the last epoch.
@@ -95,11 +94,12 @@ class GradCAMCallback(Callback):
         on_error: str = "warn",
         judge: str | None = "end",
         check: int | None = None,
+        atlas: bool = False,
     ) -> None:
         asked = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if items is None and (not isinstance(n, int) or n < 1):
             raise GradCAMError(f"n must be a number of images from 1 up, got {n!r}.")
-        self._settings = Settings(**{k: v for k, v in asked.items() if k not in PANEL}, asked=asked)
+        self._settings = Settings(**{k: v for k, v in asked.items() if k not in (*PANEL, "atlas")}, asked=asked)
         faults = Faults(type(self).__name__, on_error == "raise", _CANCELLED)
         self._session = Session(lambda: self.learn, self._settings, faults)
         self._enabled, self._phases, self._left = True, Phases(), list[str]()

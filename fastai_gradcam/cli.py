@@ -1,4 +1,4 @@
-"""The command `fastai-gradcam`: demo, train, explain, judge, report."""
+"""The command `fastai-gradcam`: demo, train, explain, judge, atlas, report."""
 
 from __future__ import annotations
 
@@ -83,6 +83,12 @@ def _explain(options: Namespace) -> int:
     return run_explain(options)
 
 
+def _atlas(options: Namespace) -> int:
+    from ._cli.atlas import run_atlas
+
+    return run_atlas(options)
+
+
 def _judge(options: Namespace) -> int:
     from ._cli.judge import run_judge
 
@@ -100,6 +106,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "train": _train,
     "explain": _explain,
     "judge": _judge,
+    "atlas": _atlas,
     "report": _report,
 }
 

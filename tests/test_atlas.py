@@ -11,13 +11,15 @@ from atlases import WHOLE, atlas_learner, differences, made
 from fastai.vision.all import aug_transforms
 from PIL import Image
 from processes import python
-from training import Quiet, state_around, tiny_learner
+from training import Quiet, left_by, state_around, tiny_learner
+from training import differences as differ
 
 import fastai_gradcam.atlas as door
-from fastai_gradcam import GradCAMError
+from fastai_gradcam import GradCAMCallback, GradCAMError
 from fastai_gradcam._atlas.store import ROW_COLUMNS, Plan, Store
 from fastai_gradcam._run.verdicts import write_table
 from fastai_gradcam.atlas import Atlas
+from fastai_gradcam.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +399,44 @@ def test_fiftyone_gets_samples_with_the_map_as_a_heatmap(two_habits, monkeypatch
     door.to_fiftyone(two_habits)
     assert [sample["filepath"].rpartition("/")[2] for sample in added] == ["7.png"]
     assert np.array_equal(added[0]["gradcam"]["map"], two_habits.map(7)) and added[0]["ground_truth"]["label"] == "b"
+
+
+# --- the callback and the command
+
+
+def test_the_callback_makes_one_after_each_fit_and_the_training_stays_the_same(image_folder, tmp_path):
+    with Quiet():
+        learn = tiny_learner(image_folder, tmp_path / "with", cbs=GradCAMCallback(n=2, atlas=True, judge=None))
+        learn.fit(1, 1e-2)
+        learn.fit(1, 1e-2)
+        plain = tiny_learner(image_folder, tmp_path / "without")
+        plain.fit(1, 1e-2)
+        plain.fit(1, 1e-2)
+    left, expected = left_by(learn), left_by(plain)
+    assert differ(left, expected) == []
+    atlas = Atlas(learn.grad_cam.run.path / "atlas")
+    losses = learn.get_preds(with_loss=True)[2]
+    assert np.allclose(atlas.table.loss, losses, atol=1e-5)  # of the second fit
+
+
+def test_an_atlas_that_fails_does_not_end_the_training(image_folder, tmp_path):
+    cb = GradCAMCallback(n=2, atlas=True, judge=None, target=["red", "blue"])
+    with Quiet():
+        learn = tiny_learner(image_folder, tmp_path, cbs=cb)
+    with pytest.warns(UserWarning, match="the atlas failed, training goes on"):
+        learn.fit(1, 1e-2)
+    assert learn.grad_cam.run.status == "finished"
+
+
+def test_the_command_makes_an_atlas_and_its_page(image_folder, tmp_path, capsys, monkeypatch):
+    with Quiet():
+        learn = tiny_learner(image_folder, tmp_path)
+        learn.export(tmp_path / "model.pkl")
+    asked = ["atlas", str(tmp_path / "model.pkl"), str(image_folder), "--out", str(tmp_path / "out")]
+    assert main([*asked, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["images"] == 6 and facts["missing"] == [] and (tmp_path / "out/atlas.html").exists()
+    assert sorted(Atlas(tmp_path / "out").table.name)[0] == "valid/blue/0.png"
+    assert main(asked) == 2 and "resume" in capsys.readouterr().err
+    assert main([*asked, "--resume"]) == 0 and "page:" in capsys.readouterr().out
+    assert main([*asked[:2], str(tmp_path / "nowhere")]) == 2

@@ -25,6 +25,7 @@ examples:
   fastai-gradcam train photos --epochs 5      your own folder of images, one folder per class
   fastai-gradcam explain model.pkl a.jpg b/   where a trained learner looks, on images or folders of them
   fastai-gradcam judge model.pkl photos       what each class depends on, tried by changing images
+  fastai-gradcam atlas model.pkl photos       where it looks on all images, by class and by habit
   fastai-gradcam report runs/my-run           make the interactive report of a run again
 
 `fastai-gradcam COMMAND --help` lists the options of a command.
@@ -63,6 +64,13 @@ examples:
   fastai-gradcam judge model.pkl photos --json | jq 'select(.verdict == "shortcut")'
 {CODES}"""
 
+ATLAS_EPILOG = f"""
+examples:
+  fastai-gradcam atlas model.pkl photos                writes atlas/atlas.html, and the folder that it is made from
+  fastai-gradcam atlas model.pkl photos --resume       goes on with one that was stopped
+  torchrun --nproc_per_node 8 -m fastai_gradcam atlas model.pkl photos    each process takes its share
+{CODES}"""
+
 REPORT_EPILOG = f"""
 examples:
   fastai-gradcam report photos/gradcam/my-run          writes photos/gradcam/my-run/report.html
@@ -91,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_explain, _add_judge, _add_report):
+    for add in (_add_demo, _add_train, _add_explain, _add_judge, _add_atlas, _add_report):
         command = add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -189,6 +197,26 @@ def _add_judge(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     judge.add_argument("--json", action="store_true", help="print JSON, one object per class and test")
     judge.set_defaults(kept="nothing was written")
     return judge
+
+
+def _add_atlas(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    atlas = commands.add_parser(
+        "atlas",
+        help="where a trained learner looks on a whole folder of images",
+        description="Maps, predictions and losses of all images in one pass: mean maps by class, habits within\n"
+        "classes, and a page. DATA and LEARNER are as for 'judge'.",
+        epilog=ATLAS_EPILOG,
+    )
+    atlas.add_argument("learner", type=Path, metavar="LEARNER", help="a learner exported by learn.export()")
+    atlas.add_argument("data", type=Path, metavar="DATA", help="the folder of images")
+    atlas.add_argument("--out", type=Path, default=Path("atlas"), help="folder of the atlas (default: atlas)")
+    atlas.add_argument("--layer", type=_layer, help=f"layer of the maps: {LAYER_HELP} (default: the last with space)")
+    atlas.add_argument("--method", default="gradcam", metavar="METHOD", help=METHOD_HELP)
+    atlas.add_argument("--seed", type=int, default=42, help="as for 'train' (default: 42)")
+    atlas.add_argument("--resume", action="store_true", help="go on with the atlas in that folder")
+    atlas.add_argument("--json", action="store_true", help="print a JSON object: atlas, page, images, missing, flagged")
+    atlas.set_defaults(kept="parts written so far are kept; --resume goes on")
+    return atlas
 
 
 def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ _SIDE = 160  # pixels of a kept picture
 class Making:
     """The data that an atlas is made of.
 
-    `model`, `loss`: default the learner's; `judge`: whether interventions are held, which take images of the
+    `loss`: default the learner's; `judge`: whether interventions are held, which take images of the
     validation set. `rank` of `world` processes.
     """
 
@@ -59,7 +59,6 @@ class Making:
     method: Any = "gradcam"
     masks: Masks = None
     judge: bool = True
-    model: nn.Module | None = None
     loss: Any = None
     rank: int = 0
     world: int = 1
@@ -145,15 +144,11 @@ def _viewer(making: Making) -> Viewer:
     asked = making.dl if making.dl is not None else learn.dls.valid
     dl = still(learn, of_one_process(DataLoaders(asked)).loaders[0])
     loss = making.loss if making.loss is not None else learn.loss_func
-    task, net = task_of(of_one_process(learn.dls), loss), shadow(unwrap(_model(making)))
+    task, net = task_of(of_one_process(learn.dls), loss), shadow(unwrap(making.learn.model))
     task.listen(net)
     masks = making.masks
     find = None if masks is None or isinstance(masks, (list, tuple)) else finder(masks)
     return Viewer(learn, net, task, dl, task.loss, layers, making.target, making.method, find)
-
-
-def _model(making: Making) -> nn.Module:
-    return making.model if making.model is not None else making.learn.model
 
 
 def _plan(making: Making, viewer: Viewer) -> Plan:
@@ -161,7 +156,7 @@ def _plan(making: Making, viewer: Viewer) -> Plan:
     dl, learn = viewer.dl, making.learn
     viewer.see(next(ahead(dl.new(bs=1, num_workers=0), [0])), range(1))
     n, arch = len(dl.dataset), getattr(learn, "arch", None)
-    weights = (t.detach().cpu().contiguous().numpy() for t in _tensors(_model(making)))
+    weights = (t.detach().cpu().contiguous().numpy() for t in _tensors(making.learn.model))
     return Plan(
         images=n,
         part=Plan.part_for(n, dl.bs),
@@ -226,7 +221,7 @@ def _judge(making: Making, viewer: Viewer) -> list[str]:
     try:
         with undisturbed(), judging_bar(learn) as bar:
             images = judging_set(learn, masks=making.masks)
-            verdicts = judged(unwrap(_model(making)), images, viewer.layer, making.method, progress=bar)
+            verdicts = judged(unwrap(making.learn.model), images, viewer.layer, making.method, progress=bar)
     except GradCAMError as error:
         return [f"Nothing was judged. {error}"]
     except MemoryError as error:

@@ -17,6 +17,7 @@ from .._watch.judging import JudgingSet
 from .._watch.panel import Panel
 from .._watch.settings import Settings
 from .._watch.tasks import Task
+from .atlas import Making, replace_atlas
 from .averaged import Averaged
 from .items import item_name
 from .judging import judging_bar, judging_set
@@ -106,6 +107,16 @@ class Session:
     def close(self, status: str) -> None:
         if self.watcher is not None:
             self.watcher.close(status)
+            if status == "finished" and self.settings.asked.get("atlas") and self.watcher.run is not None:
+                with self.faults.harmless("the atlas"):
+                    self._atlas(self.watcher.run.path / "atlas", self.watcher.layers[-1:])
+
+    def _atlas(self, folder: Path, layer: list[str]) -> None:
+        "The validation set as the model sees it now; the atlas of an earlier fit is replaced."
+        s, judge = self.settings, self.settings.judge is not None
+        replace_atlas(
+            Making(self.learner(), folder, None, layer, s.target, s.method, s.asked["masks"], judge, self.loss)
+        )
 
 
 def _renew(watcher: Watcher, learn: Learner, loss: Any, masks: Masks) -> bool:
