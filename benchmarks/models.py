@@ -2,7 +2,7 @@
 
     python benchmarks/models.py                  # prints the table and writes it into docs/models.md
     python benchmarks/models.py --only vit       # the rows whose name contains a word, printed only
-    python benchmarks/models.py --timm-families  # one small network of each family in timm, printed only
+    python benchmarks/models.py --timm-families  # one small network of each family in timm, written there, too
 
 Random weights, three classes, two small images each; no network. Needs torchvision, timm and captum. The answers
 expected of a row (the layer, how its output is laid out, the map's size) were written by hand from the models' code.
@@ -384,13 +384,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="rows whose name contains this word")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timm-families", action="store_true", help="one small network of each family in timm instead")
+    parser.add_argument("--kept", type=Path, help="a file of the families' results, to go on with where it was stopped")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     if args.timm_families:
         import timm_families
 
-        return min(1, timm_families.main(args.only))
+        return min(1, timm_families.main(DOC, args.only, args.kept))
     found: list[tuple[Row, Found | Exception]] = []
     for row in rows():
         if args.only not in row.name:
