@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 __all__ = ["GradCAMError", "GradCAMIndexError", "GradCAMTypeError", "NoFileError", "NoRunError", "one_of", "reason_of"]
+__all__ += ["warn"]
 
 
 class GradCAMError(ValueError):
@@ -36,6 +41,18 @@ class NoFileError(GradCAMError, FileNotFoundError):
 
 class NoRunError(NoFileError):
     "A folder without a run."
+
+
+# Whose lines a warning does not point at.
+_OURS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, contextlib.__file__)
+
+
+def warn(text: str) -> None:
+    "Warn at the line outside of this package that led here."
+    depth, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(text, stacklevel=depth)
 
 
 def reason_of(error: BaseException) -> str:

@@ -103,9 +103,7 @@ class GradCAMCallback(Callback):
         faults = Faults(type(self).__name__, on_error == "raise", _CANCELLED)
         self._session = Session(lambda: self.learn, self._settings, faults)
         self._enabled, self._phases, self._left = True, Phases(), list[str]()
-        # The epoch that runs, and one that is over but has no frame yet.
         self._epoch: int = 0
-        self._due: tuple[int, dict[str, float | None]] | None = None
 
     # fastai pickles callbacks with the learner: settings go along, the panel, the run and open files do not.
     def __getstate__(self) -> dict[str, Any]:
@@ -177,7 +175,8 @@ class GradCAMCallback(Callback):
             arm(self, self.learn)
             self._session.watcher.start()
         # Kept, because a `get_preds` inside of the epoch sets the learner's back to 0.
-        self._epoch, self._due = self.learn.epoch, None
+        self._epoch = self.learn.epoch
+        self._session.trains_on()
 
     def after_train(self) -> None:
         if self._phases.now is Phase.EPOCH:
@@ -191,15 +190,12 @@ class GradCAMCallback(Callback):
     def after_epoch(self) -> None:
         if self._phases.on("after_epoch") != (Phase.EPOCH, Phase.BETWEEN):
             return
-        self._due = (self._epoch, metrics_of(self.learn))
-        if self._epoch == self.learn.n_epoch - 1 or (self._epoch + 1) % self._settings.every == 0:
-            self.after_cancel_fit()
+        self._session.over(self._epoch, metrics_of(self.learn), last=self._epoch == self.learn.n_epoch - 1)
 
     def after_cancel_fit(self) -> None:
         # With `every`, the epoch at which training was stopped early may not have had its frame.
-        if self._due is not None and self._phases.now in (Phase.EPOCH, Phase.BETWEEN):
-            due, self._due = self._due, None
-            self._session.take(*due)
+        if self._phases.now in (Phase.EPOCH, Phase.BETWEEN):
+            self._session.catch_up()
 
     def after_fit(self) -> None:
         self.after_cancel_fit()

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._engine.endings import Endings
 from ._engine.look import Look, Scene, look
 from ._engine.method import MapFunction, Method
 from ._engine.question import Question
 from ._engine.views import noisy_copies, question_of_view, unchanged_view, views
 from ._engine.weights import weigh
 from ._errors import GradCAMTypeError
+from ._net.endings import Endings
 from ._net.guard import undisturbed, without_checkpoints
 from ._net.inputs import Inputs, inputs_of
 from ._net.layers import Layer, Spot, named_layers

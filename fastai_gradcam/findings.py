@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from ._errors import GradCAMError
+from ._errors import GradCAMError, warn
 from ._findings.kinds import kinds
 from ._findings.panel import Panel, tidy
 from ._findings.rows import COLUMNS, rows_of
 from ._findings.thresholds import Thresholds
 from ._findings.tried import HIGH, LOW, TITLE, with_interventions
-from ._run.files import warn
 from ._run.reader import RunFiles
 from ._run.verdicts import read_table
 

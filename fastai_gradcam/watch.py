@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,7 @@ from torch import nn
 
 from ._errors import GradCAMError
 from ._watch.called import called
-from ._watch.core import Subject, Watcher
+from ._watch.core import Subject, Watcher, number
 from ._watch.faults import Faults
 from ._watch.given import number_of, panel_of, task_of
 from ._watch.settings import Logger, Settings
@@ -100,7 +99,6 @@ class Watch:
         }  # fmt: skip
         settings = Settings(**common, asked={"n": number_of(x), **common})
         self._watcher: Watcher | None = None
-        self._due: tuple[int, dict[str, float | None]] | None = None
         self._fit, self._open = 0, True
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
@@ -129,11 +127,9 @@ class Watch:
         if not self._open:
             raise GradCAMError("This Watch is closed: make another, with resume=True to go on with its run.")
         if fit is not None and fit != self._fit:
-            self._take()
+            self._watcher.catch_up()
             self._fit = self._watcher.fit = fit
-        self._due = (epoch, {str(k): _number(v) for k, v in (metrics or {}).items()})
-        if (epoch + 1) % self._watcher.settings.every == 0:
-            self._take()
+        self._watcher.over(epoch, {str(k): number(v) for k, v in (metrics or {}).items()})
 
     def flush(self) -> None:
         "Wait until every frame taken so far is on the disk."
@@ -145,8 +141,6 @@ class Watch:
         if self._watcher is None or not self._open:
             return
         self._open = False
-        if status == "finished":
-            self._take()
         self._watcher.close(status)
 
     def __enter__(self) -> Watch:
@@ -157,17 +151,3 @@ class Watch:
 
     def __repr__(self) -> str:
         return f"Watch({self.run!r})"
-
-    def _take(self) -> None:
-        if self._due is not None and self._watcher is not None:
-            due, self._due = self._due, None
-            self._watcher.take(*due)
-
-
-def _number(value: Any) -> float | None:
-    "A metric as JSON has it, which has no NaN."
-    try:
-        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .._errors import GradCAMError
-from .._run.files import warn
+from .._errors import GradCAMError, warn
 from .._run.reader import RunFiles
 from .._run.words import brief
 from ..render import DEFAULT_ALPHA, DEFAULT_CMAP, FAINT, INK, PAPER, Cell, Style, font, grid, wrap

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .._errors import GradCAMError, one_of
-from .._run.files import warn
+from .._errors import GradCAMError, one_of, warn
 from .._run.reader import RunFiles
 from .._run.schema import FrameEntry
 from .._run.words import frame_name, map_note, prediction

@@ -10,7 +10,6 @@ from weakref import ref
 
 from fastai.learner import Learner
 
-from .._net.guard import undisturbed
 from .._watch.core import Unwatchable, Watcher
 from .._watch.faults import Faults
 from .._watch.judging import JudgingSet
@@ -93,15 +92,27 @@ class Session:
         "Whether the run of this learner goes on: with other classes it cannot, other data shows the same images anew."
         if self._data is not None and self._data() is learn.dls:
             return True
-        with undisturbed():
+        with watcher.looks.undisturbed():
             goes_on = _renew(watcher, learn, self.loss, self.settings.asked["masks"])
         self._data = ref(learn.dls)
         return goes_on
 
-    def take(self, epoch: int, metrics: dict[str, float | None]) -> None:
-        "A frame, of the weights that the epoch's metrics are of."
+    def trains_on(self) -> None:
+        "Another epoch begins: the weights of one that is over are gone, and so is its frame if it has none."
         if self.watcher is not None:
-            self.watcher.take(epoch, metrics)
+            self.watcher.due = None
+
+    def over(self, epoch: int, metrics: dict[str, float | None], last: bool) -> None:
+        "An epoch is over: a frame, if it is due, of the weights that the epoch's metrics are of."
+        if self.watcher is not None:
+            self.watcher.over(epoch, metrics, last)
+        if self.watcher is None or self.watcher.due is None:
+            self.averaged.forget()
+
+    def catch_up(self) -> None:
+        "The frame of the last epoch, if it has none."
+        if self.watcher is not None:
+            self.watcher.catch_up()
         self.averaged.forget()
 
     def close(self, status: str) -> None:
@@ -125,7 +136,7 @@ def _renew(watcher: Watcher, learn: Learner, loss: Any, masks: Masks) -> bool:
     It is not where the classes are others. Images that the learner now trains on are named in a warning and in the run.
     """
     faults, task = watcher.faults, task_of(learn.dls, loss)
-    if [(h.kind, h.vocab) for h in task.heads] != [(h.kind, h.vocab) for h in watcher.task.heads]:
+    if [(h.kind, h.vocab) for h in task.heads] != [(h.kind, h.vocab) for h in watcher.looks.task.heads]:
         return False
     with faults.harmless("showing the panel's images as the new data gives them"):
         panel = build_panel(learn, items=watcher.panel.sources, masks=masks, need_labels=False)

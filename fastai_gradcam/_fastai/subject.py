@@ -7,6 +7,9 @@ from typing import Any
 from weakref import ref
 
 import numpy as np
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import Tensor
 
@@ -36,12 +39,21 @@ def subject_of(
         model=lambda: averaged.or_else(learner().model),
         loss=loss,
         layers=lambda layer: resolve_layer(learner(), layer),
+        beside=lambda: _run_by_a_look(learner()),
+        beyond=(Learner, Callback, DataLoaders, DataLoader),
         loggers=lambda: loggers_of(learner()),
         frozen=lambda: bool(getattr(learner().opt, "frozen_idx", 0)),
         pixels=lambda: normalisation(learner().dls),
         inputs=lambda net, x: model_input(learner(), net, x if isinstance(x, tuple) else (x,)),
         arch=getattr(arch, "__name__", None) or (arch if isinstance(arch, str) else None),
     )
+
+
+def _run_by_a_look(learn: Learner) -> list[Any]:
+    "The transforms of the validation data, and the callbacks' classes; the callbacks themselves are copied."
+    valid = learn.dls.valid
+    transforms = [getattr(valid, name, None) for name in ("after_item", "before_batch", "after_batch")]
+    return [*transforms, getattr(valid, "dataset", None), *map(type, learn.cbs)]
 
 
 def metrics_of(learn: Learner) -> dict[str, float | None]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-import sys
 import threading
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,8 @@ from PIL import Image
 
 from .._errors import GradCAMError
 
-__all__ = ["append_at", "image_bytes", "is_unfinished", "open_image", "remove_unfinished", "stamp_of", "warn"]
+__all__ = ["append_at", "image_bytes", "is_unfinished", "open_image", "remove_unfinished", "stamp_of"]
 __all__ += ["write_whole"]
-
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
 def write_whole(file: Path, data: bytes) -> None:
@@ -88,11 +84,3 @@ def stamp_of(file: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return about.st_mtime_ns, about.st_size, about.st_ino
-
-
-def warn(text: str) -> None:
-    "Warn at the line outside of this package that led here."
-    depth, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(text, UserWarning, stacklevel=depth)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._errors import GradCAMError
-from .files import warn
+from .._errors import GradCAMError, warn
 from .schema import HISTORY_COLUMNS, RunInfo
 
 if TYPE_CHECKING:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from .. import _errors
 from .._errors import reason_of
 
 __all__ = ["Faults", "warn"]
-
-# Whose lines a warning does not point at.
-_OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, contextlib.__file__)
 
 
 @dataclass
@@ -57,12 +52,9 @@ class Faults:
 
 
 def warn(text: str) -> None:
-    "Warn at the line of the user's own code, also where warnings are errors: those must not end a training."
-    depth, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
-        depth, frame = depth + 1, frame.f_back
+    "Warn, also where warnings are errors: those must not end a training."
     try:
-        warnings.warn(text, stacklevel=depth)
+        _errors.warn(text)
     except Warning:
         with suppress(Exception):
             print(text, file=sys.stderr)

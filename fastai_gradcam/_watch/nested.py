@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._net.nested import map_tensors as mapped
+
 __all__ = ["first_parameter", "joined", "mapped", "on_device_of", "rows", "tensors"]
-
-
-def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
-    "`value` with `change(tensor)` in the place of each tensor; all else stays."
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {k: mapped(change, v) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(change, v) for v in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(mapped(change, v) for v in value)
-    return value
 
 
 def tensors(value: Any) -> list[Tensor]:

@@ -17,7 +17,7 @@ __all__ = ["Subject", "Unwatchable"]
 
 
 class Unwatchable(GradCAMError):
-    "A network that cannot be copied, so that a look would change it."
+    "A network that a look would change: it cannot be copied, or reaches a state that cannot be put back."
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Subject:
     `frozen()`: whether the body of the network is frozen at the moment.
     `inputs(net, x)`: what the training loop makes of the panel's inputs for a model, of which `net` is a copy.
     `pixels()`: the mean and the standard deviation by which pixels of 0…1 became the panel's input, or `None` twice.
+    `beside()`: what else a look runs, such as transforms; `beyond`: classes whose objects no look changes.
     `judging(n)`: up to `n` images to judge by. `trained()`: how many images were passed forward and backward so far.
     """
 
@@ -40,6 +41,8 @@ class Subject:
     frozen: Callable[[], bool] = lambda: False
     inputs: Callable[[nn.Module, Any], Any] = lambda net, x: x
     pixels: Callable[[], tuple[Any, Any]] = lambda: (None, None)
+    beside: Callable[[], list[Any]] = list
+    beyond: tuple[type, ...] = ()
     arch: str | None = None
     judging: Callable[[int], JudgingSet] | None = None
     trained: Callable[[], int] = lambda: 0

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import GradCAMError, GradCAMTypeError, one_of
+from .._net.endings import Endings
 from ..targets import Contrast, Decided, Segment, predicted
 from .asked import as_list, each, is_score, per_image, side
-from .endings import Endings
 from .head import CATEGORY, LABELS, REGRESSION, Answer, Head
-from .losses import asked
+from .losses import LOG, SIGMOID, SOFTMAX, asked
 from .outputs import Spot, find
 
 __all__ = ["CATEGORY", "LABELS", "REGRESSION", "Answer", "Head", "Task", "as_list"]
@@ -286,4 +286,5 @@ class Task:
         return list(zip(self.heads, scores, strict=True))
 
     def _ending(self, i: int) -> str | None:
-        return self._endings.kinds.get(self._spots[i].part) if self._endings is not None else None
+        kind = self._endings.kinds.get(self._spots[i].part) if self._endings is not None else None
+        return kind and {"Sigmoid": SIGMOID, "LogSoftmax": LOG}.get(kind, SOFTMAX)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import ref
 
-import torch
 from torch import nn
 
 from ..run import Run
-from .core import Subject, Unwatchable, Watcher
+from .core import Subject, Unwatchable, Watcher, number
 from .dataset import Asked, Source, judging_set, make_panel
 from .faults import Faults
 from .judging import JudgingSet
@@ -37,7 +35,6 @@ class Trained:
         self._asked = Asked(**of_the_panel)
         self._settings = Settings(**others, asked=self._given)
         self._watcher: Watcher | None = None
-        self._due: tuple[int, dict[str, float | None]] | None = None
         self._open, self._epochs = False, 0
 
     # Callbacks are copied to other processes: settings go along, the run and its open files do not.
@@ -80,17 +77,14 @@ class Trained:
                 watcher.faults.say(f"this training is not watched. {error}")
                 return
             self._watcher = watcher
-        self._due, self._open = None, True
+        self._open = True
         self._watcher.start()
 
     def over(self, epoch: int, metrics: Mapping[str, Any]) -> None:
         "An epoch is over: a frame, if it is one of every so many; the last has one in any case."
-        if not self._open:
-            return
-        self._epochs += 1
-        self._due = (epoch, {str(k): n for k, v in metrics.items() if (n := _number(v)) is not None})
-        if (epoch + 1) % self._settings.every == 0:
-            self._take()
+        if self._open and self._watcher is not None:
+            self._epochs += 1
+            self._watcher.over(epoch, {str(k): n for k, v in metrics.items() if (n := number(v)) is not None})
 
     def flush(self) -> None:
         "Wait until every frame taken so far is on the disk."
@@ -102,14 +96,7 @@ class Trained:
         if not self._open or self._watcher is None:
             return
         self._open = False
-        if status == "finished":
-            self._take()
         self._watcher.close(status)
-
-    def _take(self) -> None:
-        if self._due is not None and self._watcher is not None:
-            due, self._due = self._due, None
-            self._watcher.take(*due)
 
 
 def _length(dataset: Any) -> int:
@@ -117,12 +104,3 @@ def _length(dataset: Any) -> int:
         return len(dataset)
     except TypeError:
         return 0
-
-
-def _number(value: Any) -> float | None:
-    "A metric as JSON has it, which has no NaN; `None` for what is no single number."
-    try:
-        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return number if math.isfinite(number) else None
