@@ -186,7 +186,9 @@ def _as_weights(mask: Any) -> Tensor:
     if isinstance(mask, (list, tuple)):
         return torch.stack([_as_weights(one) for one in mask])
     # An image's grey levels are not weights.
-    return torch.as_tensor(np.asarray(mask) != 0 if hasattr(mask, "getbbox") else mask).as_subclass(Tensor)
+    weights = torch.as_tensor(np.asarray(mask) != 0 if hasattr(mask, "getbbox") else mask).as_subclass(Tensor)
+    with torch.inference_mode(False):
+        return weights.clone()  # one of inference mode takes no part in autograd
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastai_gradcam import gradcam
+from fastai_gradcam import GradCAMError, gradcam
 from fastai_gradcam._net.inputs import inputs_of
 from fastai_gradcam._net.layers import Spot
 from fastai_gradcam._search.default import space_of
@@ -667,3 +667,118 @@ class SelfAttention(nn.Module):
 def test_with_adapters_the_layer_is_the_networks_own(adapted):
     made = gradcam(SelfAttention(adapted).eval(), torch.randn(2, 3, 32, 48), target=1)
     assert made.layers == ["norm"] and made.maps[0].shape == (2, 4, 6)
+
+
+def _vit():
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes)
+    return transformers.ViTForImageClassification(config)
+
+
+def _resnet():
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3)
+
+
+ADAPTERS = {
+    "LoRA of all linear layers": (_vit, "LoraConfig", {"target_modules": "all-linear", "r": 2}),
+    "LoRA of convolutions": (_resnet, "LoraConfig", {"target_modules": ["conv1", "conv2"], "r": 2}),
+    "LoRA with a head of its own": (
+        _vit,
+        "LoraConfig",
+        {"target_modules": "all-linear", "r": 2, "modules_to_save": ["classifier"]},
+    ),
+    "LoHa": (_resnet, "LoHaConfig", {"target_modules": ["conv1", "conv2"], "r": 2}),
+    "LoKr": (_resnet, "LoKrConfig", {"target_modules": ["conv1", "conv2"], "r": 2}),
+    "IA3": (_resnet, "IA3Config", {"target_modules": ["conv1", "conv2"], "feedforward_modules": []}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_with_pefts_own_adapters_layer_and_map_are_the_networks(kind):
+    peft = pytest.importorskip("peft")
+    make, config, settings = ADAPTERS[kind]
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.randn(2, 3, 32, 32)
+    plain = gradcam(net, x, target=1)
+    made = gradcam(peft.get_peft_model(net, getattr(peft, config)(**settings)).eval(), x, target=1)
+    assert made.layers == [f"base_model.model.{plain.layers[0]}"] and made.notes == []
+    assert torch.equal(made.maps[0], plain.maps[0]) and made.maps[0].any()
+
+
+# --- heads that read several stages, rows of an image, images that the network makes square
+
+
+class ReadsStages(nn.Module):
+    "A head that reads the last `n` of three stages directly."
+
+    def __init__(self, n):
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(i, 8, 3, 2, 1) for i in (3, 8, 8))
+        self.n, self.head = n, nn.Linear(8 * n, 3)
+
+    def forward(self, x):
+        seen = []
+        for stage in self.stages:
+            x = stage(x).relu()
+            seen.append(x)
+        return self.head(torch.cat([one.mean((2, 3)) for one in seen[-self.n :]], 1))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_head_that_reads_several_stages_is_explained_at_the_last_with_a_note(n):
+    made = gradcam(ReadsStages(n), torch.randn(2, 3, 32, 32))
+    assert made.layers == ["stages.2"]
+    assert made.notes and "layer=['stages.1', 'stages.2'] gives a map of each" in made.notes[0]
+
+
+def test_a_head_that_reads_the_last_stage_alone_has_no_note():
+    assert gradcam(ReadsStages(1), torch.randn(2, 3, 32, 32)).notes == []
+
+
+class Rows(nn.Module):
+    "Reads an image row by row."
+
+    def __init__(self, kind, size, mean):
+        super().__init__()
+        self.mean, self.rnn, self.head = mean, kind(size, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        rows, _ = self.rnn(x[:, 0])
+        return self.head(rows.mean(1) if self.mean else rows[:, -1])
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("size", [16, 25, 28, 36, 64])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_the_rows_of_an_image_are_not_read_as_a_grid(kind, size, mean):
+    torch.manual_seed(0)
+    with pytest.raises(GradCAMError, match=r"such as 'rnn', respond to all parts alike or by rows.*reshape="):
+        gradcam(Rows(kind, size, mean), torch.randn(2, 1, size, size))
+
+
+class MakesSquare(nn.Module):
+    "Patches of the image, which is made square first; `extra` tokens before them."
+
+    def __init__(self, extra):
+        super().__init__()
+        self.proj, self.norm, self.extra = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), extra
+        self.mix, self.head = nn.Identity(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = nn.functional.interpolate(x, (48, 48))
+        tokens = self.proj(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.new_zeros(len(x), self.extra, 8), tokens], 1)
+        return self.head(self.norm(tokens).mean(1))
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("size", [(59, 67), (67, 59), (50, 61)])
+def test_a_grid_of_an_image_that_the_network_makes_square_is_square(size, extra):
+    torch.manual_seed(0)
+    made = gradcam(MakesSquare(extra), torch.randn(2, 3, *size))
+    assert (made.layers, made.maps[0].shape) == (["norm"], (2, 12, 12))

@@ -461,3 +461,31 @@ def test_several_entries_that_may_be_the_scores_are_refused_with_what_to_pass(ti
 def test_the_one_entry_that_can_be_the_scores_is_found_wherever_it_stands(tiny_net, x, wrap):
     made = gradcam(Says(tiny_net, wrap), x, layer="net.2", target=1)
     assert torch.equal(made.maps[0], gradcam(tiny_net, x, layer="2", target=1).maps[0])
+
+
+@pytest.mark.parametrize("method", ["gradcam", "ablationcam", "gradcam+noise"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda: torch.tensor([0, 1]),
+        lambda: torch.tensor([[0, 1], [1, 0]]),
+        lambda: contrast(torch.tensor([0, 1])),
+        lambda: contrast(torch.tensor([0, 1]), torch.tensor([1, 0])),
+    ],
+)
+def test_a_target_made_in_inference_mode_is_a_target(tiny_net, target, method):
+    x = torch.randn(2, 3, 8, 8)
+    expected = gradcam(tiny_net, x, target=target(), method=method, layer="2")
+    with torch.inference_mode():
+        of_inference = target()
+        within = gradcam(tiny_net, x.clone(), target=of_inference, method=method, layer="2")
+    made = gradcam(tiny_net, x, target=of_inference, method=method, layer="2")
+    assert torch.equal(made.maps[0], expected.maps[0]) and torch.equal(within.maps[0], expected.maps[0])
+
+
+def test_a_mask_made_in_inference_mode_is_a_mask():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(1, 3, 8, 8)
+    expected = gradcam(net, x, target=segment(1, torch.ones(8, 8)), layer="0")
+    with torch.inference_mode():
+        target = segment(1, torch.ones(8, 8))
+    assert torch.equal(gradcam(net, x, target=target, layer="0").maps[0], expected.maps[0])

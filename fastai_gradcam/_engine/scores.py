@@ -102,7 +102,8 @@ def class_targets(target: Any, output: Tensor) -> Tensor:
         raise GradCAMTypeError(_expected(target)) from error
     if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
         raise GradCAMTypeError(_expected(target))
-    wanted = wanted.long()
+    # A tensor of inference mode takes no part in autograd.
+    wanted = wanted.clone().long() if wanted.is_inference() else wanted.long()
     if wanted.ndim == 0:
         wanted = wanted.expand(n)
     if wanted.ndim > 2 or len(wanted) != n:

@@ -26,7 +26,6 @@ class Endings:
     def __init__(self, net: nn.Module) -> None:
         self.note = ""
         self.kinds: dict[int, str] = {}
-        self._given: dict[int, Tensor] = {}
         self._seen: deque[tuple[nn.Module, Tensor, Tensor]] = deque(maxlen=_LAST)
         modules = [m for m in net.modules() if isinstance(m, _KINDS)]
         self._handles = [m.register_forward_hook(self._listen) for m in modules]
@@ -36,7 +35,7 @@ class Endings:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._given.clear()
+        self._seen.clear()
         for handle in self._handles:
             handle.remove()
 
@@ -44,23 +43,24 @@ class Endings:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             self._seen.append((module, args[0], output))
 
+    def _before(self, t: Tensor) -> tuple[str, Tensor] | None:
+        "The activation that made a tensor of an output, and what it was given."
+        for module, given, made in reversed(self._seen):
+            if made.data_ptr() == t.data_ptr() and made.numel() == t.numel() == given.numel():
+                return type(module).__name__, given.reshape(t.shape)
+        return None
+
     def _match(self, net: nn.Module, args: Any, output: Any) -> None:
-        self._given.clear()
-        for place, t in enumerate(tensors(output, floating=False)):
-            for module, given, made in self._seen:
-                if made.data_ptr() == t.data_ptr() and made.numel() == t.numel() == given.numel():
-                    self.kinds[place], self._given[place] = type(module).__name__, given
-        self._seen.clear()
+        found = [self._before(t) for t in tensors(output, floating=False)]
+        self.kinds |= {place: one[0] for place, one in enumerate(found) if one is not None}
 
     def undone(self, output: Any) -> Any:
         "The output of the pass that was just made, without the activations at its end."
-        places = iter(range(len(tensors(output, floating=False))))
 
         def before(t: Tensor) -> Tensor:
-            given = self._given.get(place := next(places))
-            if given is None:
+            if (found := self._before(t)) is None:
                 return t
-            self.note = f"The network ends in {self.kinds[place]}: what is explained is the score before it."
-            return given.reshape(t.shape)
+            self.note = f"The network ends in {found[0]}: what is explained is the score before it."
+            return found[1]
 
-        return map_tensors(before, output) if self._given else output
+        return map_tensors(before, output) if self._seen else output

@@ -36,7 +36,7 @@ def localities(
     """How locally a module's output (its name and which of its tensors) responds to the image, for each reading of it.
 
     Four corners of the first image are changed, one at a time. If a reading is right, a cell's response to one rather
-    than the opposite one is highest in the one corner and lowest in the other. It is the same everywhere if a reading
+    than another is highest in the one corner and lowest in the other. It is the same everywhere if a reading
     is wrong or if there is no space: in channels, in class tokens, in the answers to learned queries. Outputs that do
     not respond are left out. Costs one forward pass of five images without gradients.
     """
@@ -94,8 +94,12 @@ def _locality(A: Tensor) -> float:
         return math.nan
     logs = (response / most + _FLOOR).log().unflatten(1, A.shape[2:])
     corners = _corners(A.shape[2:])
-    pairs = [_of_pair(logs[k] - logs[k + 1], *corners[k : k + 2]) for k in range(0, len(corners), 2)]
-    return sum(pairs) / len(pairs)
+    opposite = [_of_pair(logs[i] - logs[j], corners[i], corners[j]) for i, j in ((0, 1), (2, 3))]
+    if A.ndim == 3:
+        return sum(opposite) / 2
+    # Rows of the image, one after the other, respond to corners at the same height alike.
+    level = [_of_pair(logs[i] - logs[j], corners[i], corners[j]) for i, j in ((0, 2), (1, 3))]
+    return (sum(opposite) + sum(0 if math.isnan(one) else one for one in level)) / 4
 
 
 def _of_pair(rather: Tensor, one: tuple[slice, ...], other: tuple[slice, ...]) -> float:

@@ -25,6 +25,9 @@ _GROWS = 8
 # Keys and values, or queries, keys and values, out of one linear layer: 2 or 3 times as wide as the tokens.
 _SEVERAL_IN_ONE = (2, 3)
 
+# A smaller share of a layer's gradient than this is rounding.
+_GOES_PAST = 0.01
+
 
 @dataclass(frozen=True)
 class Found:
@@ -71,6 +74,11 @@ class _Flow:
     def reached(self) -> bool:
         return self.grad is not None and self.to_space is not None and bool(self.to_space(self.grad).any())
 
+    @property
+    def is_all_space(self) -> bool:
+        "Whether no token is left out of its reading."
+        return self.to_space is not None and self.to_space(self.tensor).numel() == self.tensor.numel()
+
 
 def search(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], reshape: Reshape | None = None) -> Found:
     "Listen to all modules in one pass forward and back, and leave out places that cannot be explained."
@@ -97,6 +105,7 @@ def search(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], resha
     if not last.sure:
         _settle_readings(net, inputs, reached)
         last, note = _last(reached, output, x)
+    note = note or _past(last, reached)
     # A layer after it that has no gradient now may have one on other images (a ReLU that is off here).
     after = [f for f in flows[flows.index(last) + 1 :] if f.learnable and f.grad is not None]
     lasting = all(bool(f.grad.any()) for f in after if f.grad is not None)
@@ -145,7 +154,8 @@ def _flows(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor]) -> tu
 def _propagate(total: Tensor, flows: list[_Flow]) -> None:
     "Each flow's gradient, and its node where operations in place on a view have written its history anew."
     wanted = [f for f in flows if f.tensor.requires_grad and total.requires_grad]
-    grads = torch.autograd.grad(total, [f.tensor for f in wanted], allow_unused=True) if wanted else []
+    at = [f.tensor for f in wanted]
+    grads = torch.autograd.grad(total, at, retain_graph=True, allow_unused=True) if wanted else []
     graph = _upstream(total.grad_fn)
     for f, grad in zip(wanted, grads, strict=True):
         f.grad, f.to_space = grad, f.readings[0]
@@ -179,7 +189,13 @@ def _read_by_reshape(flows: list[_Flow], x: Tensor, reshape: Reshape) -> None:
 
 def _last(reached: list[_Flow], output: Any, x: Tensor) -> tuple[_Flow, str]:
     "The last flow that the whole score passes through, and a note if there is none."
-    found = [f for f in reached if f.reached] or reached
+    found = [f for f in reached if f.reached]
+    if not found:
+        raise GradCAMError(
+            "No layer's output has places of its own for the parts of the image: those that could be a grid by their "
+            f"shape, such as {reached[-1].names[0][0]!r}, respond to all parts alike or by rows. Name a layer with "
+            "layer=, and say with reshape= how its output maps to (N, C, *space)."
+        )
     found = [f for f in found if f.learnable] or found
     found, note = _up_to_a_whole(_before_the_scores(found, output, x))
     while len(left := _without_keys_and_values(found, x)) < len(found):
@@ -241,6 +257,24 @@ def _up_to_a_whole(flows: list[_Flow]) -> tuple[list[_Flow], str]:
             f"layer={ends} gives a map for the end of each branch."
         )
     return flows, note.format(flows[-1].names[0][0])
+
+
+def _past(last: _Flow, flows: list[_Flow]) -> str:
+    "A note where a part of the score goes past `last`: a head that reads earlier layers, too."
+    # A class token reads the patches in every layer, and carries that past the next.
+    earlier = [f for f in flows[: flows.index(last)] if f.reached and f.learnable and f.is_all_space]
+    if not earlier or not last.is_all_space:
+        return ""
+    through = torch.autograd.grad(last.tensor, [f.tensor for f in earlier], last.grad, allow_unused=True)
+    for f, part in zip(reversed(earlier), reversed(through), strict=True):
+        rest = f.grad if part is None or f.grad is None else f.grad - part
+        if rest is not None and f.grad is not None and float(rest.norm()) > _GOES_PAST * float(f.grad.norm()):
+            name, end = f.names[0][0], last.names[0][0]
+            return (
+                f"A part of the score goes past '{end}', from earlier layers such as '{name}' to the head: the map "
+                f"is that of '{end}' alone. layer={[name, end]} gives a map of each."
+            )
+    return ""
 
 
 def _without_keys_and_values(flows: list[_Flow], x: Tensor) -> list[_Flow]:

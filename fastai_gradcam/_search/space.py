@@ -107,9 +107,13 @@ def _flat(shape: Sequence[int], size: Sequence[int]) -> list[Reading]:
         found += [Reading(True, skip, grid) for extra, grid in tokens for skip in range(extra) if extra <= 5]
         if shape[1] > 1:
             found += [Reading(False, 0, grid) for grid in _grids(shape[2], size, fits)]
-        if found:
-            break
-    return found[:_MOST_READINGS]
+        if found and fits is _whole:
+            return found[:_MOST_READINGS]
+    # A network may make every image square before it takes it apart; that is likelier than a dozen tokens of no place.
+    sides = [(extra, math.isqrt(max(shape[1] - extra, 0))) for extra in range(6 if len(size) == 2 else 0)]
+    square = [Reading(True, extra, (k, k)) for extra, k in sides if k > 1 and k * k == shape[1] - extra]
+    few = [r for r in found if not r.last or shape[1] - math.prod(r.grid or ()) <= 5]
+    return [*few, *square, *(r for r in found if r not in few)][:_MOST_READINGS]
 
 
 _MOST_READINGS = 32
