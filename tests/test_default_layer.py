@@ -391,6 +391,7 @@ def test_trying_out_costs_one_pass_once_and_leaves_nothing_behind(monkeypatch):
     )
     state, before = torch.get_rng_state(), x.clone()
     gradcam(net, x)
+    # Two images to search by; one and its four changed corners to try out; two to explain.
     assert [n for n, _ in calls] == [2, 5, 2] and not calls[1][1]
     gradcam(net, x)
     gradcam(net, x, layer="norm")

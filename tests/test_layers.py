@@ -7,7 +7,10 @@ import torch
 import torchvision.models as zoo
 from torch import nn
 
-from fastai_gradcam._net.layers import named_layers, unwrap
+from fastai_gradcam._net.inputs import inputs_of
+from fastai_gradcam._net.layers import Spot, named_layers, unwrap
+from fastai_gradcam._net.shadow import shadow
+from fastai_gradcam._search.default import default_spot
 from fastai_gradcam._search.space import spatial
 from fastai_gradcam.cam import gradcam
 
@@ -130,6 +133,12 @@ def test_a_head_that_starts_at_zero_is_no_obstacle(tiny_net):
     made = gradcam(tiny_net, torch.randn(2, 3, 8, 8, generator=torch.Generator()))
     assert made.layers == ["4"] and made.maps[0].eq(0).all()
     assert torch.equal(torch.get_rng_state(), before) and tiny_net[7].weight.eq(0).all()
+
+
+def test_the_search_gives_name_module_and_entry(tiny_net):
+    inputs = inputs_of(torch.randn(2, 3, 8, 8))
+    net = shadow(tiny_net)
+    assert default_spot(net, inputs, lambda output: output.sum()) == (Spot("4", net[4]), "")
 
 
 def test_each_input_size_has_a_default_layer_of_its_own():
