@@ -267,15 +267,15 @@ def as_question(target: Target, n: int, dims: int = 2) -> Question:
     "The question that `target` asks of the output for `n` images with `dims` dimensions of space."
     if isinstance(target, Decided):
         decided = target
-        return OfClasses(decided.read, lambda output, table: decided.pick(table.detach()), dims)
+        return OfClasses(read=decided.read, pick=lambda output, table: decided.pick(table.detach()), dims=dims)
     if isinstance(target, Contrast):
         target = replace(target, dims=dims)
     if callable(target):
-        return OfFunction(target, n)
+        return OfFunction(function=target, n=n)
 
     def read(output: Any, like: Tensor | None = None) -> Tensor:
         return class_scores(main_output(output, dims), like)
 
     if target is None:
-        return OfClasses(read, lambda output, table: predicted(main_output(output, dims)), dims)
-    return OfClasses(read, lambda output, table: target, dims)
+        return OfClasses(read=read, pick=lambda output, table: predicted(main_output(output, dims)), dims=dims)
+    return OfClasses(read=read, pick=lambda output, table: target, dims=dims)

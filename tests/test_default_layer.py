@@ -758,7 +758,7 @@ class Rows(nn.Module):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_the_rows_of_an_image_are_not_read_as_a_grid(kind, size, mean):
     torch.manual_seed(0)
-    with pytest.raises(GradCAMError, match=r"such as 'rnn', respond to all parts alike or by rows.*reshape="):
+    with pytest.raises(GradCAMError, match=r"those of 'rnn', say, respond to all alike or by rows.*reshape="):
         gradcam(Rows(kind, size, mean), torch.randn(2, 1, size, size))
 
 

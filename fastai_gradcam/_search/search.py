@@ -25,8 +25,7 @@ _GROWS = 8
 # Keys and values, or queries, keys and values, out of one linear layer: 2 or 3 times as wide as the tokens.
 _SEVERAL_IN_ONE = (2, 3)
 
-# A smaller share of a layer's gradient than this is rounding.
-_GOES_PAST = 0.01
+_GOES_PAST = 0.01  # a smaller share of a layer's gradient is rounding
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def search(net: nn.Module, inputs: Inputs, score: Callable[[Any], Tensor], resha
     if not last.sure:
         _settle_readings(net, inputs, reached)
         last, note = _last(reached, output, x)
-    note = note or _past(last, reached)
+    note = note or _past(last, reached, total)
     # A layer after it that has no gradient now may have one on other images (a ReLU that is off here).
     after = [f for f in flows[flows.index(last) + 1 :] if f.learnable and f.grad is not None]
     lasting = all(bool(f.grad.any()) for f in after if f.grad is not None)
@@ -192,9 +191,8 @@ def _last(reached: list[_Flow], output: Any, x: Tensor) -> tuple[_Flow, str]:
     found = [f for f in reached if f.reached]
     if not found:
         raise GradCAMError(
-            "No layer's output has places of its own for the parts of the image: those that could be a grid by their "
-            f"shape, such as {reached[-1].names[0][0]!r}, respond to all parts alike or by rows. Name a layer with "
-            "layer=, and say with reshape= how its output maps to (N, C, *space)."
+            f"No layer has cells that respond to places of the image; those of {reached[-1].names[0][0]!r}, say, "
+            "respond to all alike or by rows. Name one with layer=, and map it to (N, C, *space) with reshape=."
         )
     found = [f for f in found if f.learnable] or found
     found, note = _up_to_a_whole(_before_the_scores(found, output, x))
@@ -259,16 +257,19 @@ def _up_to_a_whole(flows: list[_Flow]) -> tuple[list[_Flow], str]:
     return flows, note.format(flows[-1].names[0][0])
 
 
-def _past(last: _Flow, flows: list[_Flow]) -> str:
+def _past(last: _Flow, flows: list[_Flow], total: Tensor) -> str:
     "A note where a part of the score goes past `last`: a head that reads earlier layers, too."
     # A class token reads the patches in every layer, and carries that past the next.
-    earlier = [f for f in flows[: flows.index(last)] if f.reached and f.learnable and f.is_all_space]
+    around = _upstream(total.grad_fn, but=last.node)
+    earlier = [
+        f for f in flows[: flows.index(last)] if f.node in around and f.reached and f.learnable and f.is_all_space
+    ]
     if not earlier or not last.is_all_space:
         return ""
     through = torch.autograd.grad(last.tensor, [f.tensor for f in earlier], last.grad, allow_unused=True)
     for f, part in zip(reversed(earlier), reversed(through), strict=True):
-        rest = f.grad if part is None or f.grad is None else f.grad - part
-        if rest is not None and f.grad is not None and float(rest.norm()) > _GOES_PAST * float(f.grad.norm()):
+        whole = torch.zeros_like(f.tensor) if f.grad is None else f.grad
+        if float((whole - (0 if part is None else part)).norm()) > _GOES_PAST * float(whole.norm()):
             name, end = f.names[0][0], last.names[0][0]
             return (
                 f"A part of the score goes past '{end}', from earlier layers such as '{name}' to the head: the map "
@@ -288,12 +289,12 @@ def _without_keys_and_values(flows: list[_Flow], x: Tensor) -> list[_Flow]:
     return left
 
 
-def _upstream(node: Any) -> set:
-    "The nodes of autograd's graph that `node` is computed from, and itself."
+def _upstream(node: Any, but: Any = None) -> set:
+    "The nodes of autograd's graph that `node` is computed from, and itself; not those that it reaches through `but`."
     seen, left = {node}, [node] * (node is not None)
     while left:
         for before, _ in left.pop().next_functions:
-            if before is not None and before not in seen:
+            if before is not None and before is not but and before not in seen:
                 seen.add(before)
                 left.append(before)
     return seen
