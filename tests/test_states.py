@@ -95,7 +95,34 @@ def append(memory, value):
     memory.append(value)
 
 
+# Each training begins with these anew.
+SHARED = {}
+
+
+def on_its_class():
+    class Counts(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            type(self).calls += 1
+            return x * (1 + 0.01 * self.calls)
+
+    return Counts()
+
+
+class InAGlobal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        SHARED["seen"] = deque(maxlen=3)
+
+    def forward(self, x):
+        SHARED["seen"].append(float(x.detach().mean()))
+        return x + 0.05 * float(np.mean(SHARED["seen"]))
+
+
 LAYERS = {
+    "a number on its class": on_its_class,
+    "a deque in a global": InAGlobal,
     "a generator of torch's": lambda: Draws(
         lambda: torch.Generator().manual_seed(0), lambda g: torch.randn((), generator=g)
     ),
@@ -159,6 +186,28 @@ class Fades(Transform):
         return x * float(self.rng.uniform(0.5, 1)) + float(np.mean(self.seen[-3:]))
 
 
+def fades_by_its_class():
+    class FadesByItsClass(Transform):
+        order, calls = 100, 0
+
+        def encodes(self, x: torch.Tensor):
+            if not x.is_floating_point():
+                return x
+            FadesByItsClass.calls += 1
+            return x * (1 + 0.01 * (FadesByItsClass.calls % 7))
+
+    return FadesByItsClass()
+
+
+class ShiftsByAGlobal(ItemTransform):
+    def __init__(self):
+        SHARED["rng"] = np.random.default_rng(0)
+
+    def encodes(self, pair):
+        shift = (1, 0, int(SHARED["rng"].integers(-6, 6)), 0, 1, 0)
+        return (PILImage.create(pair[0].transform(pair[0].size, 0, shift)), *pair[1:])
+
+
 class Scales(Callback):
     "Prepares the input by a state of its own."
 
@@ -195,6 +244,8 @@ KINDS = {
     "a loss that keeps a variable around it": {"loss": closed_loss},
     "an item transform": {"items": [Shifts]},
     "a batch transform": {"batches": [Fades]},
+    "a batch transform that keeps a number on its class": {"batches": [fades_by_its_class]},
+    "an item transform with a generator in a global": {"items": [ShiftsByAGlobal]},
     "a callback that prepares the input": {"cbs": [Scales]},
 }
 

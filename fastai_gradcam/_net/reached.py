@@ -33,7 +33,7 @@ __all__ = ["Reached"]
 _MOST_BYTES, _MOST_ENTRIES = 1 << 28, 1 << 17
 # Objects of other libraries are left alone: a thread of theirs may be changing them.
 _LOOKED_INTO = (nn.Module, types.SimpleNamespace, argparse.Namespace, UserDict, UserList)
-_PACKAGES_LOOKED_INTO = {"fastai", "fastcore", "torchvision"}
+_PACKAGES_LOOKED_INTO = {"fastai", "fastcore", "fasttransform", "torchvision"}
 
 
 class _Kind(NamedTuple):
