@@ -60,7 +60,7 @@ class Trained:
             self._watcher, self._epochs = None, 0
 
             def judging(n: int) -> JudgingSet:
-                return judging_set(source(), self._asked, model, n, watcher.task.vocab)
+                return judging_set(source(), self._asked, model, n, watcher.looks.task.vocab)
 
             subject = Subject(
                 ref(model), lambda: model, lambda: self._asked.loss_func, arch=type(model).__name__, judging=judging,
