@@ -120,7 +120,7 @@ class Session:
             self.watcher.close(status)
             if status == "finished" and self.settings.asked.get("atlas") and self.watcher.run is not None:
                 with self.faults.harmless("the atlas"):
-                    self._atlas(self.watcher.run.path / "atlas", self.watcher.layers[-1:])
+                    self._atlas(self.watcher.run.path / "atlas", self.watcher.looks.layers[-1:])
 
     def _atlas(self, folder: Path, layer: list[str]) -> None:
         "The validation set as the model sees it now; the atlas of an earlier fit is replaced."
