@@ -78,7 +78,7 @@ def with_interventions(
                 "layer": layer,
                 "label": group[0] if len(group) == 1 else "",
                 "items": items,
-                "text": f"{subject}: {told['says']}",
+                "text": f"{subject}: {told['says']}{_next_step(told)}",
                 "evidence": evidence,
             }
         )
@@ -87,6 +87,18 @@ def with_interventions(
 
 def _classes(group: Sequence[str], told: Mapping[str, Any]) -> str:
     return brief(group[0]) if len(group) == 1 else f"{len(group)} classes, such as {brief(told['label'])}"
+
+
+def _next_step(told: Mapping[str, Any]) -> str:
+    "Code that mends it, once a person has seen that the patch is no part of the object."
+    corner = told.get("place", "")
+    if told["test"] == "place" and corner:
+        code = f"learn.dls.train.after_item.add(CoverPlace({corner!r}))"
+        return f". If that is no part of the object, cover it in the training images, {code}, and train on"
+    if told["test"] in ("transplant", "keep", "border"):
+        code = "learn.fine_tune(2, cbs=GradCAMGuide(boxes, weight=4))"
+        return f". If that is no part of the object, draw boxes around the object on a few images and train on, {code}"
+    return ""
 
 
 def _excess(told: Mapping[str, Any]) -> float:
@@ -112,5 +124,6 @@ def tried(verdicts: pd.DataFrame, classes: pd.DataFrame) -> dict[str, dict[str, 
             area=per_cent(known.get("area", float("nan"))),
             place=(known.get("place") if label else "") or "corner",
         )
-        found[label] = {**best, "says": says, "tests": list(rows["test"])}
+        place = (known.get("place") or "") if label else ""
+        found[label] = {**best, "place": place, "says": says, "tests": list(rows["test"])}
     return found
