@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from fastai_gradcam import gradcam
 from fastai_gradcam._faithfulness.check import LEAST
 from fastai_gradcam.faithfulness import (
-    Interval,
     average_drop,
     baseline,
     check,
@@ -321,22 +320,17 @@ def fashion(images: int | None) -> str:
 
 def of_photos(images: int | None) -> str:
     x = photos(images or 48, 112)
-    # Its last layer with space holds a map for each class: there most methods are one and the same.
-    layer = "features.12"
-    head = (
-        f"SqueezeNet 1.1, trained on ImageNet; maps of 6×6 cells at `{layer}`, below the layer that has a map for each "
-        f"class; {len(x)} photos of clothing, 112 × 112 pixels."
-    )
-    return head + "\n\n" + _table(squeezenet(), x, MEAN, STD, layer)
+    head = f"SqueezeNet 1.1, trained on ImageNet; maps of 6×6 cells; {len(x)} photos of clothing, 112 × 112 pixels."
+    return head + "\n\n" + _table(squeezenet(), x, MEAN, STD)
 
 
-def _table(model: nn.Module, x: Tensor, mean: object, std: object, layer: str | None = None) -> str:
+def _table(model: nn.Module, x: Tensor, mean: object, std: object) -> str:
     with torch.no_grad():
         target = torch.cat([model(part).argmax(1) for part in x.split(32)])
     maps = {
         name: torch.cat(
             [
-                gradcam(model, a, layer=layer, target=t, method=name).maps[0]
+                gradcam(model, a, target=t, method=name).maps[0]
                 for a, t in zip(x.split(16), target.split(16), strict=True)
             ]
         )
@@ -375,19 +369,13 @@ def _table(model: nn.Module, x: Tensor, mean: object, std: object, layer: str | 
 
 def _best(metric: str, best: str, of: dict[str, Tensor]) -> str:
     sign = metrics[metric].better
-    nearest = min(BASELINES, key=lambda name: sign * (of[best] - of[name]).nanmean().item())
     second = max((n for n in METHODS if n != best), key=lambda name: sign * of[name].nanmean().item())
     lead = interval(sign * of[best], sign * of[second])
-    beside = interval(sign * of[best], sign * of[nearest])
-    return (
-        f"By `{metric}` the best is `{best}`, ahead of `{second}` by {_lead(lead)}, and of the nearest baseline, "
-        f"*{nearest}*, by {_lead(beside)}."
-    )
-
-
-def _lead(lead: Interval) -> str:
     sure = "more" if lead.low > ROUNDING else "no more"
-    return f"{lead.mean:.4f} ({lead.low:.4f} … {lead.high:.4f}), {sure} than chance"
+    return (
+        f"By `{metric}` the best is `{best}`, ahead of `{second}` by {lead.mean:.4f} "
+        f"({lead.low:.4f} … {lead.high:.4f}): {sure} than chance."
+    )
 
 
 def _disagreement(found: dict[str, dict[str, Tensor]]) -> str:

@@ -6,6 +6,9 @@ answer. `x`: `(N, C, *space)` as the model takes it; `maps`: `(N, *space)` at an
 (pixels - mean) / std. The model, the random number generators and torch's modes are left as they were. `metrics` holds
 them by name.
 
+The model is asked in batches, but `x` and `maps` are in memory as a whole. For a set that is too large, call a metric
+for each part with `seed=` the number of images before it (`randomisation`: the same for all), and join the values.
+
 Maps without an order or mass have a defined answer. A map that holds a NaN or an infinity: NaN. An empty or
 constant map: for `road`, `deletion` and `insertion` the random order; for `average_drop` and `increase` what is left,
 nothing or everything; for `energy_pointing` and `pointing_hit` NaN where it is empty.

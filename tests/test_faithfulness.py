@@ -330,6 +330,24 @@ def test_without_an_object_there_is_neither_hit_nor_miss():
         assert scores[0].isnan() and scores[1] == 1 and scores.figure == 1
 
 
+def test_quantus_agrees_on_a_peak_and_differs_on_an_empty_mask_and_on_colour():
+    "Its pointing game counts an empty mask as a hit, and its ROAD indexes a mask of one channel by those of three."
+    quantus = pytest.importorskip("quantus", exc_type=ImportError)
+    model, (x, _, target) = net_with_space().eval(), data(3)
+    maps, masks = torch.rand(3, 12, 12), torch.zeros(3, 12, 12, dtype=torch.bool)
+    maps[0, 4, 4] = maps[1, 9, 9] = 2
+    masks[:2, 3:6, 3:6] = True
+    given = {"x_batch": x.numpy(), "y_batch": target.numpy(), "a_batch": maps[:, None].numpy(), "device": "cpu"}
+    quiet = {"disable_warnings": True, "display_progressbar": False}
+    theirs = quantus.PointingGame(**quiet)(model=model, s_batch=masks[:, None].numpy(), **given)
+    ours = pointing_hit(model, x, maps, target, masks)
+    assert [bool(v) for v in theirs] == [True, False, True]
+    assert ours[:2].tolist() == [1, 0] and ours[2].isnan()
+    with pytest.raises(IndexError, match="out of bounds"):
+        quantus.ROAD(percentages=[50], **quiet)(model=model, **given)
+    assert road(model, x, maps, target, shares=[0.5]).isfinite().all()
+
+
 # --- sanity checks
 
 
@@ -449,6 +467,22 @@ def test_batches_make_no_difference(name):
         return
     one, two = (call(name, model, x, maps, target, batch=batch) for batch in (64, 2))
     assert torch.allclose(one, two, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_set_in_parts_has_the_values_of_the_whole_when_the_seed_counts_images(name):
+    model, (x, _, _) = net_with_space(), data(5)
+    target = torch.arange(5) % 3
+    # Half of the cells are equal, so that the order of ties counts.
+    maps = (
+        native(model, x, target).clamp(min=0.01) if name in ("randomisation", "random_logit") else torch.ones(5, 4, 4)
+    )
+    whole = call(name, model, x, maps, target)
+    parts = [slice(0, 2), slice(2, 5)]
+    # All parts of `randomisation` need the same random network.
+    seed = (lambda p: {}) if metrics[name].masks or name == "randomisation" else (lambda p: {"seed": p.start})
+    found = torch.cat([call(name, model, x[p], maps[p], target[p], **seed(p)) for p in parts])
+    assert torch.allclose(found, whole, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", CALLS)
