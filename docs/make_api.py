@@ -67,6 +67,7 @@ PAGES = [
         random_logit baseline interval check Scores""".split(),
     ),
     ("Loggers", "loggers", ["TensorBoardLogger", "WandbLogger", "MLflowLogger"]),
+    ("A page to try a model on", "app", ["build"]),
     ("The embedded fish", "demo", ["make_fish", "fish_items", "fish_label", "fish_mask", "scratch_learner"]),
     ("Errors", "_errors", ["GradCAMError"]),
 ]

@@ -1,4 +1,4 @@
-"""The command `fastai-gradcam`: demo, train, explain, judge, atlas, report."""
+"""The command `fastai-gradcam`: demo, train, explain, judge, atlas, report, app."""
 
 from __future__ import annotations
 
@@ -101,6 +101,12 @@ def _report(options: Namespace) -> int:
     return run_report(options)
 
 
+def _app(options: Namespace) -> int:
+    from ._cli.app import run_app
+
+    return run_app(options)
+
+
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "demo": _demo,
     "train": _train,
@@ -108,6 +114,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "judge": _judge,
     "atlas": _atlas,
     "report": _report,
+    "app": _app,
 }
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ SMALLER = {
 
 NOT_RUN = [
     ("README.md", "the layout of a folder"),
+    ("docs/app.md", "serves until it is interrupted"),
     ("docs/architecture.md", "a picture in letters"),
     ("docs/atlas.md", "a folder"),
     ("docs/coming-from.md", "needs TensorFlow, which is no dependency of the tests"),
@@ -193,6 +194,7 @@ GIVEN = {
     "README.md": plain_model,
     "CONTRIBUTING.md": add_a_method,
     "docs/models.md": segmenter,
+    "docs/app.md": learner,
     "docs/atlas.md": learner,
     "docs/judging.md": judged,
     "docs/mending.md": learner,

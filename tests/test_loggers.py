@@ -287,7 +287,8 @@ def test_a_logger_that_fails_is_a_warning_and_the_weights_are_the_same(image_fol
 def test_no_package_is_imported_until_it_is_used():
     code = (
         "import sys; from fastai.vision.all import *; before = set(sys.modules);"
-        "from fastai_gradcam import *; import fastai_gradcam.loggers;"
-        "sys.exit(any(m.split('.')[0] in ('tensorboard', 'wandb', 'mlflow') for m in set(sys.modules) - before))"
+        "from fastai_gradcam import *; import fastai_gradcam.loggers, fastai_gradcam.app, fastai_gradcam.cli;"
+        "extras = {'tensorboard', 'wandb', 'mlflow', 'gradio', 'mkdocs'};"
+        "sys.exit(any(m.split('.')[0] in extras for m in set(sys.modules) - before))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -27,6 +27,7 @@ examples:
   fastai-gradcam judge model.pkl photos       what each class depends on, tried by changing images
   fastai-gradcam atlas model.pkl photos       where it looks on all images, by class and by habit
   fastai-gradcam report runs/my-run           make the interactive report of a run again
+  fastai-gradcam app model.pkl                a page in the browser to try a trained learner on
 
 `fastai-gradcam COMMAND --help` lists the options of a command.
 {CODES}"""
@@ -78,6 +79,13 @@ examples:
   fastai-gradcam report my-run --threshold confident=0.6
 {CODES}"""
 
+APP_EPILOG = f"""
+examples:
+  fastai-gradcam app model.pkl                         the page, at http://127.0.0.1:7860
+  fastai-gradcam app model.pkl --examples photos/valid/trout --run photos/gradcam/my-run
+  fastai-gradcam app model.pkl --host 0.0.0.0 --flag said    for others in your network; keeps what they send
+{CODES}"""
+
 # Written out, so that --help need not import torch.
 METHODS = (
     "gradcam, gradcam++, xgradcam, hirescam, layercam, gradcam_elementwise, eigencam, eigengradcam, smoothgradcam++, "
@@ -99,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_explain, _add_judge, _add_atlas, _add_report):
+    for add in (_add_demo, _add_train, _add_explain, _add_judge, _add_atlas, _add_report, _add_app):
         command = add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -240,6 +248,28 @@ def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     report.add_argument("--json", action="store_true", help="print a JSON object: report, frames, status")
     report.set_defaults(kept="")
     return report
+
+
+def _add_app(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    app = commands.add_parser(
+        "app",
+        help="a page in the browser to try a trained learner on",
+        description="Serves a page: drop, paste or take a photograph; see the predictions, the map of each class, two\n"
+        'classes side by side, several images. Needs Gradio: pip install "fastai_gradcam[app]".\n\n'
+        "LEARNER is a file that learn.export() wrote. Loading one runs code from that file: load only what you trust.",
+        epilog=APP_EPILOG,
+    )
+    app.add_argument("learner", type=Path, metavar="LEARNER", help="a learner exported by learn.export()")
+    app.add_argument("--examples", type=Path, metavar="FOLDER", help="a folder of images to offer, at most 12")
+    app.add_argument("--run", type=Path, help="the run folder of the training, for a link to its report")
+    app.add_argument("--host", default="127.0.0.1", help="address to serve at (default: 127.0.0.1, this machine only)")
+    app.add_argument("--port", type=int, help="port to serve at (default: the first free one from 7860)")
+    app.add_argument("--share", action="store_true", help="also a public link, through Gradio's servers")
+    app.add_argument(
+        "--flag", type=Path, metavar="FOLDER", help="keep the image, map and words of visitors who send them"
+    )
+    app.set_defaults(kept="")
+    return app
 
 
 def _add_training_options(

@@ -25,10 +25,16 @@ from .prepare import prepared, split
 from .private import private
 from .tasks import task_of
 
-__all__ = ["BOTH", "Seen", "explain", "image_at", "model_input", "resolve_layer", "see", "see_item"]
+__all__ = ["BOTH", "Seen", "Top", "explain", "image_at", "model_input", "resolve_layer", "see", "see_item"]
 
 # The target of `plot_top_gradcams`: the class that was predicted and the one that is true.
 BOTH = object()
+
+
+class Top(int):
+    "The target of a page that visitors try a model on: so many classes, those with the highest scores."
+
+
 # Images that the model is shown at once.
 _MOST = 32
 # A body of fewer stages is looked into for those inside.
@@ -104,18 +110,22 @@ def explain(
     # Making a loader draws random numbers, and transforms may.
     with undisturbed():
         task = task_of(learn.dls, learn.loss_func)
-        if target is not BOTH:
+        special = target is BOTH or isinstance(target, Top)
+        if not special:
             task.target(target, n)
         net = shadow(unwrap(learn.model))
         task.listen(net)
         for start, some in _batches(see_all()):
             part = slice(start, start + len(some))
-            wanted = task.both(joined([s.y for s in some])) if target is BOTH else task.target(target, n, part)
+            if target is BOTH:
+                wanted = task.both(joined([s.y for s in some]))
+            else:
+                wanted = task.top(target) if isinstance(target, Top) else task.target(target, n, part)
             x = model_input(learn, net, joined([s.x for s in some]))
             shown = image_at(x if isinstance(x, tuple) else (x,), at)
             cams = explain_inputs(net, x, layer=layers, target=wanted, method=method, input=shown)
             words = [task.in_words(target, start + i, n) for i in range(len(some))] if callable(target) else None
-            found += _explained(cams, some, task, target is None or target is BOTH, words)
+            found += _explained(cams, some, task, target is None or special, words)
     for cam in (cam for of_one in found for cam in of_one):
         cam.name_layer = layer is not None
     return found

@@ -192,6 +192,15 @@ class Task:
 
         return self._decided([self._at(0, pick)])
 
+    def top(self, k: int) -> Decided:
+        "The `k` classes with the highest scores, the highest first; the score, where there are no classes."
+        head = self.heads[0]
+
+        def pick(table: Tensor) -> Tensor:
+            return head.first(table) if head.kind == REGRESSION else table.topk(min(k, table.shape[1])).indices
+
+        return self._decided([self._at(0, pick)])
+
     def _rows(self, wanted: Any, n: int, part: slice, i: int | None) -> _Pick:
         "The classes named, each of any target, or all of target `i`."
         rows = per_image(wanted, n)
