@@ -262,7 +262,7 @@ def _peers(model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Callable[[T
 
 # --- false certificates
 
-# The smallest difference that counts (`LEAST`) was set by networks of the first seeds; the others are reported.
+# The smallest difference that counts (`LEAST`) is held against networks of the first seeds; the others are reported.
 CALIBRATED, REPORTED = range(100, 110), range(10)
 
 
@@ -302,8 +302,8 @@ def certificates(images: int | None) -> str:
             *rows,
             "",
             f"{wrong} of {len(verdicts)} certificates are false: {wrong / len(verdicts):.0%}. The difference that "
-            f"counts, {LEAST}, was set before by other networks (seeds {CALIBRATED[0]} to {CALIBRATED[-1]}): it is "
-            f"{LEAST / max(lows):.0f} times the greatest lower bound among these.",
+            f"counts, {LEAST}, was chosen, then held against other networks (seeds {CALIBRATED[0]} to "
+            f"{CALIBRATED[-1]}): it is {LEAST / max(lows):.0f} times the greatest lower bound among these.",
         ]
     )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FEWEST", "LEAST", "check"]
 
-# A smaller difference in probability counts as none. Set by networks that have learned nothing, which differ by less:
+# A smaller difference in probability counts as none. Networks that have learned nothing differ by less:
 # the table "Networks that have learned nothing" of docs/faithfulness.md is of others.
 LEAST = 0.01
 # With fewer images the bootstrap's intervals are too narrow to be trusted.
