@@ -45,7 +45,7 @@ class _Kind(NamedTuple):
 
 
 class Reached:
-    """What the code of `roots` can reach and change, as it is now.
+    """All that the code of `roots` can reach and change, as it is now.
 
     `beyond`: classes whose objects are not looked into (a learner and its data).
     """
@@ -102,7 +102,7 @@ class Reached:
     def _attributes(self, obj: Any, where: str) -> list[tuple[Any, str]]:
         state = self._note(obj, where, _ATTRIBUTES)
         if getattr(type(obj), "__getstate__", None) is not getattr(object, "__getstate__", None):
-            # What an object leaves out of its state (a trainer) belongs to somebody else.
+            # Attributes that an object leaves out of its state (a trainer) belong to somebody else.
             kept = obj.__getstate__()
             state = kept if isinstance(kept, dict) else state
         return [(value, f"{name!r} of {where}") for name, value in state.items()]

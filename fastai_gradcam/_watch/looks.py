@@ -104,7 +104,7 @@ class Looks:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        "What a look in the block changes is put back, beside random numbers also what the first look has shown."
+        "A look in the block leaves random numbers as they were, and any state that the first look was seen to change."
         reached = self._reached() if self._shares else None
         with undisturbed():
             try:
