@@ -42,6 +42,7 @@ SMALLER = {
     "demo": ["--per-species", "5", "--size", "64", "--epochs", "1", "--bs", "8", "--n", "4"],
     "train": ["--size", "64", "--epochs", "1", "--bs", "8", "--n", "4"],
     "explain": [],
+    "judge": ["--n", "12"],
     "report": [],
 }
 

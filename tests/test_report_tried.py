@@ -1,4 +1,4 @@
-"""What interventions found, on the page: patches, images before and after, effect and control, and since when."""
+"""Verdicts of interventions, on the page: patches, images before and after, effect and control, and since when."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What visitors ask of a model, within bounds of size and time. Knows nothing of Gradio."""
+"""The looks that visitors ask of a model, within bounds of size and time. Knows nothing of Gradio."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Looks:
 
     def _each(self, files: Sequence[str], layer: str | None, method: str) -> list[CAM | str]:
         found: list[CAM | str] = []
-        # What is over time is not waited for by anybody.
+        # A look that is over time is not waited for by anybody.
         end = time.monotonic() + self.bounds.seconds
         for file in files:
             if time.monotonic() > end:

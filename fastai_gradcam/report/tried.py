@@ -1,4 +1,4 @@
-"""What interventions found, for the page: patches, images before and after, effect and control, and since when."""
+"""Verdicts of interventions, for the page: patches, images before and after, effect and control, and since when."""
 
 from __future__ import annotations
 
