@@ -137,9 +137,8 @@ def gradcam_judge(
       `GradCAMCallback`. The default is that of the learner's callback, if it was watched.
 
     Columns: `label, test, images, effect, control, low, high, verdict`; see `fastai_gradcam.judge.Verdicts`, in
-    the table's `.attrs["verdicts"]`. The verdicts are kept in the run of `learn.grad_cam`, too, if there is one.
-    Nothing about the learner changes. Raises `GradCAMError` for a learner that cannot be judged: several labels, a
-    regression, a segmentation, several inputs.
+    the table's `.attrs["verdicts"]`. The run of `learn.grad_cam` keeps them, too. Nothing about the learner changes.
+    Raises `GradCAMError` for several labels, a regression, a segmentation, several inputs.
 
     >>> import warnings
     >>> import torch
@@ -156,7 +155,8 @@ def gradcam_judge(
     >>> list(table.columns)
     ['label', 'test', 'images', 'effect', 'control', 'low', 'high', 'verdict']
     """
-    asked = self.grad_cam.settings if hasattr(self, "grad_cam") else {}
+    watch = getattr(self, "grad_cam", None)
+    asked = watch.settings if watch is not None else {}
     layer = asked.get("layer") if layer is None else layer
     masks = asked.get("masks") if masks is None else masks
     names = None if layer is None else resolve_layer(self, layer)[-1:]
@@ -165,9 +165,8 @@ def gradcam_judge(
         verdicts = judged(unwrap(self.model), images, names, method, tests=tests, seed=seed, progress=bar)
     for sentence in verdicts.left_out.values():
         warn(sentence)
-    run = self.grad_cam.run if hasattr(self, "grad_cam") else None
-    if run is not None:
-        verdicts.save(run.path, images.picture)
+    if watch is not None and watch.run is not None:
+        verdicts.save(watch.run.path, images.picture)
     table = verdicts.table.copy()
     table.attrs["verdicts"] = verdicts
     return table

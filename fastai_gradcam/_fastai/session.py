@@ -119,7 +119,7 @@ class Session:
         if self.watcher is not None:
             self.watcher.close(status)
             if status == "finished" and self.settings.asked.get("atlas") and self.watcher.run is not None:
-                with self.faults.harmless("the atlas"):
+                with self.faults.harmless("the atlas"), self.watcher.looks.undisturbed():
                     self._atlas(self.watcher.run.path / "atlas", self.watcher.looks.layers[-1:])
 
     def _atlas(self, folder: Path, layer: list[str]) -> None:
