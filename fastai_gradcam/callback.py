@@ -44,8 +44,8 @@ class GradCAMCallback(Callback):
       list of these for several classes per image, a list of lists, a tensor or an array with a row for each image, or
       a callable `output -> (N,)` scores. In a regression `"true"` and `"pred"` are the score, `"-score"` its negative.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
-    - `every`: a frame every so many epochs; the last epoch of a fit always has one. `check`: every so many, a multiple
-      of `every`, whether the maps say more than a blob in the middle: ROAD of the panel in `run.checks` and the report.
+    - `every`: a frame every so many epochs; the last epoch of a fit always has one. `check`: so often, in epochs (a
+      multiple of `every`), ROAD of the panel is held against a blob in the middle, in `run.checks` and the report.
     - `masks`: where the object is: a callable `item -> mask`, a folder of masks, a mapping to masks or boxes, or a list
       with one for each of `items`.
     - `path`: the folder of runs (default `learn.path/"gradcam"`); `name`: the run's folder in it (default: the time).

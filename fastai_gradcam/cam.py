@@ -38,7 +38,7 @@ class CAMs:
     float32 `(N, *space)`, or `(N, K, *space)` for `(N, K)` targets. `layers`: dotted names. `output`: the model's
     detached output. `target`: the LongTensor `(N,)` or `(N, K)` explained, `None` for a callable.
     `negative_share[i]`: share of the absolute mass of each map that was negative before the method's ReLU, 0…1,
-    `(N,)` or `(N, K)`, NaN for a map without mass. `notes`: what one should know about these maps, if anything.
+    `(N,)` or `(N, K)`, NaN for a map without mass. `notes`: caveats about these maps, usually none.
 
     >>> import torch
     >>> from torch import nn

@@ -52,9 +52,9 @@ def findings(
     `history`: as in history.csv; columns that are missing or empty are passed over. Findings describe the last frame
     and its history. If there is only the frame before training, only NaN or infinity is reported. `mask_areas`: the
     share of the picture that an item's mask covers, `{item: 0…1}`, so that attention on the object is judged against
-    chance. `map_shapes`: `{layer: (h, w)}`, so that attention on the border is. `layer`: the one to judge, default the
-    last; `GradCAMError` if the history has none of that name. Where an image has several classes, the map of its label
-    is judged, else that of its prediction, else the first.
+    chance. `map_shapes`: `{layer: (h, w)}`, so that attention on the border is judged against chance,
+    too. `layer`: the one to judge, default the last; `GradCAMError` if the history has none of that name. Where an
+    image has several classes, the map of its label is judged, else that of its prediction, else the first.
 
     A row stands for the images of a class, or of several (`label` is then ""). `severity`: 0…1, in the range that
     `KINDS` gives. `frame`: the one to look at. `items`: the images, as indices into the panel. `text`: in words, not

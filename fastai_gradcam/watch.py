@@ -25,8 +25,8 @@ __all__ = ["Watch"]
 class Watch:
     """Grad-CAM of the images `x`, now and each time it is called, saved in a run folder.
 
-    Weights and random numbers of the training are the same with it and without it, and once it is made none of its
-    failures ends the training. Under distributed training the first process watches, and the others do nothing.
+    Weights and random numbers of the training are the same with it and without it, and after it is made its failures
+    never stop the training. Under distributed training the first process watches, and the others do nothing.
 
     - `model`: any `nn.Module`. `x`: its input, as it takes it (normalised): a tensor `(n, C, *space)`, or a tuple or a
       dict of inputs with `n` rows each.

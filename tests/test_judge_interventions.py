@@ -1,16 +1,28 @@
 """Each intervention of the judge against a slow copy, pixel by pixel, and the boxes that patches are cut by."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fastai_gradcam._findings.tried import _SAYS
 from fastai_gradcam._judge.boxes import hottest, places_of, random_beside, random_corners, side_of
-from fastai_gradcam._judge.interventions import Pairs, blurred, interventions
+from fastai_gradcam._judge.interventions import PUT, Pairs, blurred, interventions
+from fastai_gradcam._judge.rule import _CONFIRMED_BY
 
 N, C, H, W = 5, 3, 20, 24
 SIDE = (4, 5)
+
+
+def test_every_intervention_has_its_words_in_findings_and_docs():
+    "One that is put on images and lacks a sentence would confirm a shortcut without a word."
+    put = {name for name, one in interventions.items() if one.direction == PUT}
+    assert put == set(_SAYS)
+    assert set(interventions) - put == set(_CONFIRMED_BY) and set().union(*_CONFIRMED_BY.values()) <= put
+    page = (Path(__file__).parent.parent / "docs/judging.md").read_text(encoding="utf-8")
+    assert [name for name in interventions if f"| `{name}` |" not in page] == []
 
 
 @pytest.fixture(scope="module")

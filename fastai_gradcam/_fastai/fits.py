@@ -1,4 +1,4 @@
-"""`Learner.fit`, wrapped: a callback hears of an exception that ends it, and stays at hand as `learn.grad_cam`."""
+"""`Learner.fit`, wrapped: callbacks are told of an exception that ends it, and stay at hand as `learn.grad_cam`."""
 
 from __future__ import annotations
 

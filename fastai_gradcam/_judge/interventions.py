@@ -6,7 +6,7 @@ way. All of them copy, blur or rescale content of images, so it does not matter 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,9 +198,3 @@ def emptied(x: Tensor, mask: Tensor) -> Tensor:
     beside = (~mask)[:, None].to(x.dtype)
     mean = (x * beside).sum((2, 3), keepdim=True) / beside.sum((2, 3), keepdim=True).clamp(min=1)
     return where(mask, mean.expand_as(x), x)
-
-
-def chosen(tests: Sequence[str] | None, masks: bool) -> list[Intervention]:
-    """The interventions named in `tests`, or all of them that the set allows."""
-    names = list(interventions) if tests is None else list(tests)
-    return [interventions[n] for n in names if masks or not interventions[n].masks]
