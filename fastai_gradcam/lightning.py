@@ -13,10 +13,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ._errors import GradCAMError
 from ._net.guard import undisturbed
 from ._net.shadow import shadow
 from ._watch.dataset import Source, private
 from ._watch.settings import Logger
+from ._watch.subject import Unwatchable
 from ._watch.trained import Trained
 from .run import Run
 
@@ -157,7 +159,10 @@ def _as_validated(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
 
 def _copy_of(owner: LightningModule | LightningDataModule, trainer: Trainer) -> Any:
     "A copy with the same trainer: the hooks may count or draw."
-    own: Any = shadow(owner) if isinstance(owner, LightningModule) else copy(owner)
+    try:
+        own: Any = shadow(owner) if isinstance(owner, LightningModule) else copy(owner)
+    except GradCAMError as error:
+        raise Unwatchable(str(error)) from error
     own.trainer = None  # it holds the model and all data
     own = own if isinstance(owner, LightningModule) else private(own)
     own.trainer = trainer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
@@ -109,7 +108,7 @@ class GradCAMCallback(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if "train_loss" in logs:
             # The training's last word, after the last evaluation and before the best weights are loaded.
-            self._over()
+            self._over(last=True)
         self._metrics |= {k: v for k, v in logs.items() if not k.endswith(_NOT_METRICS)}
 
     # An epoch is evaluated after its end.
@@ -129,10 +128,10 @@ class GradCAMCallback(TrainerCallback):
             self._over()
         self._training.close(status)
 
-    def _over(self) -> None:
+    def _over(self, last: bool = False) -> None:
         epoch, self._ended = self._ended, None
         if epoch is not None:
-            self._training.over(epoch, self._metrics)
+            self._training.over(epoch, self._metrics, last)
             self._metrics = {}
 
 
@@ -142,10 +141,10 @@ def _source(trainer: Trainer | None, model: nn.Module) -> Source:
             "This callback watches transformers.Trainer.train(): give it to a Trainer with callbacks=[…]."
         )
     dataset = trainer.eval_dataset
-    if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
+    if isinstance(dataset, dict):  # several, also those of the datasets library
         dataset = next(iter(dataset.values()), None)
     labels = getattr(getattr(model, "config", None), "id2label", None) or {}
-    named = [labels[i] for i in sorted(labels)]
+    named = [labels[i] for i in sorted(labels, key=int)]
     own = getattr(trainer.processing_class, "image_processor", trainer.processing_class)
     normal = own if getattr(own, "do_normalize", True) else None
     mean, std = getattr(normal, "image_mean", None), getattr(normal, "image_std", None)
@@ -157,7 +156,8 @@ def _source(trainer: Trainer | None, model: nn.Module) -> Source:
 def _batch(samples: list[Any], trainer: Trainer, model: nn.Module) -> Any:
     "A batch by the trainer's collator, of those columns that it would be given."
     if trainer.args.remove_unused_columns and all(isinstance(s, Mapping) for s in samples):
-        known = {*inspect.signature(model.forward).parameters, "label", "label_ids", *trainer.label_names}
+        trainer._set_signature_columns_if_needed()
+        known: set[str] = set(trainer._signature_columns or ())
         samples = [{k: v for k, v in s.items() if k in known} for s in samples]
     return trainer.data_collator(samples)
 

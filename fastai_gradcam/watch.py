@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from ._errors import GradCAMError
+from ._net.layers import unwrap
 from ._watch.called import called
 from ._watch.core import Subject, Watcher, number
 from ._watch.faults import Faults
@@ -102,7 +104,7 @@ class Watch:
         self._fit, self._open = 0, True
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
-        net = called(model, forward)
+        net = model if forward is None else called(unwrap(model), forward)
         subject = Subject(
             ref(model), lambda: net, lambda: loss_func, pixels=lambda: (mean, std), arch=type(model).__name__
         )
@@ -111,6 +113,7 @@ class Watch:
         watcher.begin(Path(path), lambda: (panel, task_of(panel, vocab, loss_func)))
         self._watcher = watcher
         watcher.start()
+        self._fit = watcher.fit
 
     @property
     def run(self) -> Run | None:
@@ -127,9 +130,11 @@ class Watch:
         if not self._open:
             raise GradCAMError("This Watch is closed: make another, with resume=True to go on with its run.")
         if fit is not None and fit != self._fit:
-            self._watcher.catch_up()
+            # The weights of the part before are gone, and so is its last frame if it has none.
+            self._watcher.due = None
             self._fit = self._watcher.fit = fit
-        self._watcher.over(epoch, {str(k): number(v) for k, v in (metrics or {}).items()})
+        with self._watcher.faults.harmless(f"reading the call for {epoch!r}"):
+            self._watcher.over(index(epoch), {str(k): number(v) for k, v in dict(metrics or {}).items()})
 
     def flush(self) -> None:
         "Wait until every frame taken so far is on the disk."

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from loops import VOCAB, Images, heard, quiet
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 from training import assert_whole, one_thread, places, statuses  # noqa: F401
 
 lightning = pytest.importorskip("lightning.pytorch")
@@ -18,6 +19,8 @@ lightning = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder  # noqa: E402
 
 from fastai_gradcam import GradCAMError  # noqa: E402
+from fastai_gradcam._watch.choose import label_reader  # noqa: E402
+from fastai_gradcam._watch.dataset import private  # noqa: E402
 from fastai_gradcam.lightning import GradCAMCallback  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -343,6 +346,45 @@ def test_a_panel_larger_than_the_set_takes_all_of_it_with_a_warning(fit):
     assert said == ["The panel takes all 12 images of the validation set, not n=13."]
 
 
+def test_a_set_that_cannot_be_copied_whole_is_read_by_a_copy_of_the_rest():
+    class Streamed(Dataset):
+        def __init__(self):
+            self.rows, self.reads = (i for i in range(3)), [0]
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            self.reads[0] += 1
+            return self.reads[0]
+
+    one = Streamed()
+    own = private(one)
+    assert own[0] == 1 and one.reads == [0] and own.rows is one.rows
+    assert private(ConcatDataset([one]))[1] == 1 and one.reads == [0]
+
+
+def test_labels_of_a_set_with_a_transform_are_read_without_it():
+    class Shown:
+        column_names: ClassVar = ["image", "label"]
+
+        def __init__(self, plain):
+            self.plain = plain
+
+        def with_format(self, kind):
+            return Shown(True)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, name):
+            if not self.plain:
+                raise KeyError("image")
+            return [2, 0, 1]
+
+    assert [label_reader(Shown(False))(i) for i in range(3)] == ["2", "0", "1"]
+
+
 def test_a_run_is_resumed_by_its_name(fit):
     for resume in (False, True):
         run = fit(GradCAMCallback(n=2, name="night", resume=resume), max_epochs=1)
@@ -378,9 +420,14 @@ def test_a_module_that_cannot_be_copied_is_not_watched_and_trains(fit):
             super().__init__()
             self.stream = (i for i in range(3))
 
-    run, said = heard(lambda: fit(GradCAMCallback(n=2), module=Streaming()))
-    assert run is None and fit.trainer.current_epoch == 2
-    assert len(said) == 1 and "this training is not watched" in said[0] and "'stream'" in said[0]
+    class Preparing(Streaming):
+        def on_after_batch_transfer(self, batch, index):
+            return batch
+
+    for module in (Streaming(), Preparing()):
+        run, said = heard(lambda module=module: fit(GradCAMCallback(n=2), module=module))
+        assert run is None and fit.trainer.current_epoch == 2
+        assert len(said) == 1 and "this training is not watched" in said[0] and "'stream'" in said[0]
     with pytest.raises(GradCAMError, match="stream"):
         fit(GradCAMCallback(n=2, on_error="raise"), module=Streaming())
 

@@ -80,31 +80,50 @@ class Keep(transformers.TrainerCallback):
         self.states.append({k: v.clone() for k, v in model.state_dict().items()})
 
 
+class Worse(transformers.TrainerCallback):
+    "The first epoch is the best."
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        metrics["eval_rank"] = state.epoch
+
+
+def explained(state, layers):
+    "The maps of two images by the network in this state."
+    model = vit().eval()
+    model.load_state_dict(state)
+    x = {"pixel_values": Images(2).x[[4, 0]]}
+    return gradcam(model, x, layer=layers, target=torch.tensor([1, 0]))
+
+
 def test_frames_are_of_the_model_at_the_end_of_each_epoch_not_of_the_best(fit):
-    class Worse(transformers.TrainerCallback):
-        "The first epoch is the best."
-
-        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-            metrics["eval_rank"] = state.epoch
-
     keep = Keep()
     settings = {"save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "eval_rank"}
     run = fit(GradCAMCallback(items=[4, 0]), keep, Worse(), greater_is_better=False, **settings)
     best = fit.trainer.model.state_dict()
     assert torch.equal(best["classifier.weight"], keep.states[0]["classifier.weight"])
-    model, data = vit().eval(), Images(2)
     for frame, state in enumerate(keep.states, 1):
-        model.load_state_dict(state)
-        cams = gradcam(model, {"pixel_values": data.x[[4, 0]]}, layer=run.layers, target=torch.tensor([1, 0]))
+        cams = explained(state, run.layers)
         assert np.array_equal(run.maps(frame)[run.layers[0]], cams.maps[0].numpy())
 
 
 def test_the_last_epoch_before_early_stopping_is_seen(fit):
     stop = transformers.EarlyStoppingCallback(1, early_stopping_threshold=100)
-    settings = {"save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
-    run = fit(GradCAMCallback(n=2, every=5), stop, num_train_epochs=20, **settings)
+    settings = {"save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "eval_rank"}
+    settings["greater_is_better"] = False
+    keep = Keep()
+    run = fit(GradCAMCallback(items=[4, 0], every=5), Worse(), stop, keep, num_train_epochs=20, **settings)
     assert fit.trainer.state.epoch == 2
     assert places(run) == [(0, -1), (0, 1)] and "eval_loss" in run.frames[1]["metrics"]
+    # The weights are those of that epoch, not the best, which the trainer has loaded since.
+    cams = explained(keep.states[-1], run.layers)
+    assert np.array_equal(run.maps(1)[run.layers[0]], cams.maps[0].numpy())
+    assert not torch.equal(fit.trainer.model.state_dict()["classifier.weight"], keep.states[-1]["classifier.weight"])
+
+
+def test_several_models_in_turn_have_runs_of_their_own(fit):
+    callback = GradCAMCallback(n=2, name="fold")
+    runs = [fit(callback, num_train_epochs=1) for _ in range(3)]
+    assert [run.path.name for run in runs] == ["fold", "fold_2", "fold_3"]
 
 
 def test_the_number_of_steps_may_end_an_epoch_early(fit):

@@ -117,6 +117,51 @@ def test_parts_of_a_training_have_numbers_of_their_own(net, data, tmp_path):
     assert places(watch.run) == [(0, -1), (0, 0), (1, 0)]
 
 
+def test_a_part_whose_last_call_had_no_frame_gets_none_of_other_weights(net, data, tmp_path):
+    with watching(net, data, tmp_path, every=4) as watch:
+        for part in range(2):
+            for step in range(6):
+                train(net, data, epochs=1)
+                watch(step, fit=part)
+    assert places(watch.run) == [(0, -1), (0, 3), (1, 3), (1, 5)]
+
+
+def test_what_a_call_is_given_wrongly_is_a_warning(net, data, tmp_path, recwarn):
+    with watching(net, data, tmp_path) as watch:
+        watch(0, 0.25)
+        watch(0.5, {"loss": 1})
+        watch(torch.tensor(1), {"loss": "high"})
+    said = [str(w.message) for w in recwarn if "Watch" in str(w.message)]
+    assert len(said) == 2 and "float" in said[0] and "0.5" in said[1]
+    assert places(watch.run) == [(0, -1), (0, 1)] and watch.run.frames[1]["metrics"] == {"loss": None}
+
+
+def test_a_model_that_is_called_in_another_way(net, data, tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, sample, twice):
+            return {"logits": self.net(sample["pixels"]) * (1 + twice)}
+
+    how = {"forward": lambda model, x: model({"pixels": x}, twice=True), "loss_func": nn.functional.cross_entropy}
+    x, y = data
+    with watching(Named(), data, tmp_path, **how) as watch:
+        pass
+    cams = gradcam(net, x[:4], layer=watch.run.layers[0].removeprefix("net."), target=y[:4])
+    assert np.allclose(watch.run.maps(0)[watch.run.layers[0]], 2 * cams.maps[0], atol=1e-5)
+    # A loss of scores gets the scores out of a mapping.
+    assert np.allclose(watch.run.history.loss, -np.log(watch.run.history.prob), atol=1e-4)
+
+
+def test_a_sharded_model_is_refused(net, data, tmp_path):
+    net[4].weight.ds_id = 0  # as DeepSpeed marks a parameter whose parts lie in several processes
+    with pytest.raises(GradCAMError, match="sharded over processes"):
+        watching(net, data, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_exception_interrupts_the_run(net, data, tmp_path):
     with pytest.raises(KeyboardInterrupt), watching(net, data, tmp_path) as watch:
         watch(0)

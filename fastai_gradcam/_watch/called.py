@@ -24,6 +24,6 @@ class _Called(nn.Module):
         return self._forward(self._model[0], x)
 
 
-def called(model: nn.Module, forward: Callable[[nn.Module, Any], Any] | None) -> nn.Module:
-    "`model`, or with `forward` a module that calls it so."
-    return model if forward is None else _Called(model, forward)
+def called(model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> nn.Module:
+    "`model` as a module that is called by `forward`."
+    return _Called(model, forward)

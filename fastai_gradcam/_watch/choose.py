@@ -67,5 +67,7 @@ def _labels(dataset: Any) -> Any:
         return tensors[-1]
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, list):
+        # Without its transform, which would want the images.
+        dataset = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
         return next((dataset[name] for name in ("labels", "label") if name in columns), None)
     return next((v for name in ("targets", "labels") if hasattr(v := getattr(dataset, name, None), "__len__")), None)

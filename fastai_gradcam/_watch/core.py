@@ -10,7 +10,6 @@ from typing import Any
 from weakref import WeakSet
 
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from .._draw.frame import frame_grid
 from .._draw.notebook import NotebookGrid, in_notebook
@@ -29,7 +28,7 @@ from .looks import Looks
 from .panel import Panel
 from .publish import ReportRefresher, publish
 from .settings import Logger, Settings
-from .subject import Subject, Unwatchable
+from .subject import Subject, Unwatchable, refuse_incomplete
 from .tasks import Task
 
 __all__ = ["BEFORE_TRAINING", "Subject", "Unwatchable", "Watcher"]
@@ -73,11 +72,7 @@ class Watcher:
         "Begin a run in `folder`, of the panel that `make()` gives, or resume one. Raises where a setting does not fit."
         s = self.settings
         model = self.subject.model()
-        if any(map(is_lazy, model.parameters())):
-            raise GradCAMError(
-                "The model has lazy layers, whose shapes the first batch decides: pass one through the model before "
-                "training, so that the panel does not."
-            )
+        refuse_incomplete(model)
         with undisturbed():
             path, exists = claim(folder, s.name, s.resume, self.subject.owner())
             if exists and any(w.run is not None and w.run.path == path for w in _open):

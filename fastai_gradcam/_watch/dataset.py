@@ -6,6 +6,7 @@ import copy
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,18 +160,27 @@ def private(dataset: Any) -> Any:
         for name, value in vars(dataset).items():
             if isinstance(value, torch.utils.data.Dataset):
                 vars(own)[name] = private(value)
+            elif _is_short_list(value) and any(isinstance(v, torch.utils.data.Dataset) for v in value):
+                vars(own)[name] = [private(v) for v in value]
             elif not _is_data(value):
-                vars(own)[name] = copied(value)
+                with suppress(Exception):  # a lock, an open file: it alone is shared
+                    vars(own)[name] = copied(value)
     except Exception:
         # It cannot be copied. The random numbers of the process are kept from it all the same.
         return dataset
     return own
 
 
+def _is_short_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) <= _SHORT
+
+
 def _is_data(value: Any) -> bool:
     if isinstance(value, (list, tuple, dict)):
         return len(value) > _SHORT or any(isinstance(v, (Tensor, np.ndarray)) for v in value)
-    return isinstance(value, (Tensor, np.ndarray)) or type(value).__module__.split(".")[0] in ("pyarrow", "pandas")
+    if isinstance(value, (Tensor, np.ndarray, torch.utils.data.DataLoader)):
+        return True
+    return type(value).__module__.split(".")[0] in ("pyarrow", "pandas")
 
 
 def _is_index(item: Any) -> bool:

@@ -44,7 +44,7 @@ def panel_of(
     if y is None:
         ys: tuple[Tensor, ...] = () if indices is None else (torch.tensor(indices),)
     else:
-        ys = tuple(torch.as_tensor(t).detach().cpu() for t in (y if isinstance(y, tuple) else (y,)))
+        ys = tuple(torch.as_tensor(t).detach().cpu().clone() for t in (y if isinstance(y, tuple) else (y,)))
         for t in ys:
             _listed("y", t, n)
         if labels is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._engine.scores import main_output
 from .._errors import GradCAMError
 from ..cam import CAMs
 from ..measures import measure
@@ -128,17 +130,14 @@ def losses(loss: Any, output: Any, targets: Sequence[Tensor], n: int) -> list[fl
     "The loss of each of `n` images by the training's own loss function, `None` where it has none per image."
     if loss is None or not targets:
         return [None] * n
-    try:
-        output = mapped(lambda t: t.float() if t.is_floating_point() else t, output)
-        device = tensors(output)[0].device
-        ys = [y.to(device) for y in targets]
-        each: list[float | None] = [
-            float(loss(rows(output, slice(i, i + 1)), *(y[i : i + 1] for y in ys))) for i in range(n)
-        ]
-    except Exception:
-        # A loss of the user's own may need more than predictions and targets.
-        return [None] * n
-    return each
+    output = mapped(lambda t: t.float() if t.is_floating_point() else t, output)
+    # A loss takes the model's output, or the scores in it; one of the user's own may need more than that and targets.
+    for taken in (lambda: output, lambda: main_output(output)):
+        with suppress(Exception):
+            given = taken()
+            ys = [y.to(tensors(given)[0].device) for y in targets]
+            return [float(loss(rows(given, slice(i, i + 1)), *(y[i : i + 1] for y in ys))) for i in range(n)]
+    return [None] * n
 
 
 def _numpy(x: Tensor) -> np.ndarray:

@@ -8,16 +8,32 @@ from typing import Any
 from weakref import ref
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .._errors import GradCAMError
 from .judging import JudgingSet
 from .settings import Logger
 
-__all__ = ["Subject", "Unwatchable"]
+__all__ = ["Subject", "Unwatchable", "refuse_incomplete"]
 
 
 class Unwatchable(GradCAMError):
     "A network that a look would change: it cannot be copied, or reaches a state that cannot be put back."
+
+
+def refuse_incomplete(model: nn.Module) -> None:
+    "Raise where this process does not have the whole model: one that is sharded, or whose layers are lazy."
+    if any(map(is_lazy, model.parameters())):
+        raise GradCAMError(
+            "The model has lazy layers, whose shapes the first batch decides: pass one through the model before "
+            "training, so that the panel does not."
+        )
+    kinds = {type(part).__name__ for part in (*model.modules(), *model.parameters())}
+    if kinds & {"FullyShardedDataParallel", "DTensor"} or any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise Unwatchable(
+            "The model is sharded over processes (FSDP, DeepSpeed), and a forward pass of one of them would wait for "
+            "the others. Watch it under DistributedDataParallel, or look at a saved copy with gradcam(model, x)."
+        )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -35,7 +36,7 @@ class Trained:
         self._asked = Asked(**of_the_panel)
         self._settings = Settings(**others, asked=self._given)
         self._watcher: Watcher | None = None
-        self._open, self._epochs = False, 0
+        self._open, self._epochs, self._runs = False, 0, 0
 
     # Callbacks are copied to other processes: settings go along, the run and its open files do not.
     def __getstate__(self) -> dict[str, Any]:
@@ -66,7 +67,11 @@ class Trained:
                 ref(model), lambda: model, lambda: self._asked.loss_func, arch=type(model).__name__, judging=judging,
                 trained=lambda: self._epochs * _length(source().train),
             )  # fmt: skip
-            watcher = Watcher(subject, self._settings, Faults(self._who, self._settings.on_error == "raise"))
+            settings = self._settings
+            if settings.name is not None and self._runs:
+                # One callback for several models, as in cross-validation: each has a run of its own.
+                settings = replace(settings, name=f"{settings.name}_{self._runs + 1}")
+            watcher = Watcher(subject, settings, Faults(self._who, self._settings.on_error == "raise"))
             path = self._settings.path
             place = Path(path) if path is not None else Path(folder) / "gradcam"
             try:
@@ -76,15 +81,15 @@ class Trained:
                     raise
                 watcher.faults.say(f"this training is not watched. {error}")
                 return
-            self._watcher = watcher
+            self._watcher, self._runs = watcher, self._runs + 1
         self._open = True
         self._watcher.start()
 
-    def over(self, epoch: int, metrics: Mapping[str, Any]) -> None:
-        "An epoch is over: a frame, if it is one of every so many; the last has one in any case."
+    def over(self, epoch: int, metrics: Mapping[str, Any], last: bool = False) -> None:
+        "An epoch is over: a frame, if it is one of every so many or the `last`; else `close` can still take it."
         if self._open and self._watcher is not None:
             self._epochs += 1
-            self._watcher.over(epoch, {str(k): n for k, v in metrics.items() if (n := number(v)) is not None})
+            self._watcher.over(epoch, {str(k): n for k, v in metrics.items() if (n := number(v)) is not None}, last)
 
     def flush(self) -> None:
         "Wait until every frame taken so far is on the disk."
