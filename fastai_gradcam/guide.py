@@ -73,6 +73,7 @@ class GradCAMGuide(Callback):
     >>> learn = scratch_learner(dls, resnet18, path=path, cbs=GradCAMGuide(fish_mask))
     >>> with learn.no_bar(), learn.no_logging():
     ...     learn.fit(1)
+    GradCAMGuide changes this training: 29 of 29 training images have a mask, and attention of layer ...
     >>> len(learn.grad_cam_guide.shares) > 0
     True
     """

@@ -213,7 +213,7 @@ def lightning(path, watch=None, **how):
             self.seen = (*self.seen, {k: float(v) for k, v in trainer.callback_metrics.items()})
 
     module, before = Module(), Before()
-    watching = None if watch is None else GradCAMCallback(**{"n": 4, **watch})
+    watching = None if watch is None else GradCAMCallback(**{"n": 4, "judge": None, **watch})
     loaders = [torch.utils.data.DataLoader(d, BATCH, shuffle=how.shuffle and d is train) for d in (train, valid)]
     callbacks = [*([watching] if watching else []), before]
     settings = {
@@ -251,7 +251,7 @@ def transformers(path, watch=None, **how):
 
     net, settings = how.network(), dict(how.more)
     opt = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    watching = None if watch is None else GradCAMCallback(**{"n": 4, "vocab": VOCAB, **watch})
+    watching = None if watch is None else GradCAMCallback(**{"n": 4, "vocab": VOCAB, "judge": None, **watch})
     callbacks = [*([watching] if watching else []), Before(), *settings.pop("callbacks", [])]
     with quiet():
         args = TrainingArguments(

@@ -17,6 +17,18 @@ def to_spotlight(atlas: Atlas) -> pd.DataFrame:
     """`atlas.table` with each image's `habit` and the path of its `image` file: `spotlight.show(to_spotlight(atlas))`.
 
     The path is the source's where the data set is of files, and empty where it is not.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> import fastai_gradcam.learner
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path)
+    >>> with learn.no_bar():
+    ...     atlas = learn.gradcam_atlas(judge=False)
+    >>> from fastai_gradcam.atlas import to_spotlight
+    >>> to_spotlight(atlas)[["habit", "image"]].shape == (len(atlas.table), 2)
+    True
     """
     root = Path(atlas.plan.root or ".")
     files = [root / name for name in atlas.table["name"]]
@@ -28,6 +40,9 @@ def to_fiftyone(atlas: Atlas, name: str | None = None) -> Any:
     """A FiftyOne dataset of the images that are files, with label, prediction, habit and the map as a heatmap field.
 
     Needs `pip install fiftyone`.
+
+    >>> from fastai_gradcam.atlas import Atlas, to_fiftyone
+    >>> dataset = to_fiftyone(Atlas("fish/gradcam/all fish"))  # doctest: +SKIP
     """
     import fiftyone as fo
 
@@ -48,6 +63,18 @@ def to_wandb(atlas: Atlas) -> Any:
     """A `wandb.Table` with a row per image, its habit, and the pictures of typical ones: `run.log({"atlas": …})`.
 
     Needs `pip install wandb`.
+
+    >>> from fastai.vision.all import ImageDataLoaders, resnet18
+    >>> import fastai_gradcam.learner
+    >>> from fastai_gradcam.demo import fish_items, fish_label, make_fish, scratch_learner
+    >>> path = make_fish("few fish", per_species=4, size=64)
+    >>> dls = ImageDataLoaders.from_path_func(path, fish_items(path), fish_label, seed=1, bs=4, num_workers=0)
+    >>> learn = scratch_learner(dls, resnet18, path=path)
+    >>> with learn.no_bar():
+    ...     atlas = learn.gradcam_atlas(judge=False)
+    >>> from fastai_gradcam.atlas import to_wandb
+    >>> len(to_wandb(atlas).data) == len(atlas.table)
+    True
     """
     import wandb
 
