@@ -149,6 +149,10 @@ def plain_model():
     return {"model": small_resnet().eval(), "x": torch.randn(1, 3, 64, 64)}
 
 
+def a_loop():
+    return {**plain_model(), "y": [0], "train_one_epoch": nn.Module.train}
+
+
 def learner(epochs=1, **watched):
     "`dls` and `learn` as the first block of the README makes them, trained; `watched`: settings of a callback."
     from fastai.vision.all import ImageDataLoaders, Resize, accuracy, vision_learner
@@ -192,7 +196,7 @@ def add_a_method():
 
 # The README and docs/watching.md begin with their own imports.
 GIVEN = {
-    "README.md": plain_model,
+    "README.md": a_loop,
     "CONTRIBUTING.md": add_a_method,
     "docs/models.md": segmenter,
     "docs/app.md": learner,
