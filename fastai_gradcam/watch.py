@@ -14,7 +14,7 @@ from torch import nn
 
 from ._errors import GradCAMError
 from ._net.layers import unwrap
-from ._watch.called import called
+from ._watch.called import Called
 from ._watch.core import Subject, Watcher, number
 from ._watch.faults import Faults
 from ._watch.given import number_of, panel_of, task_of
@@ -104,7 +104,7 @@ class Watch:
         self._fit, self._open = 0, True
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
-        net = model if forward is None else called(unwrap(model), forward)
+        net = model if forward is None else Called(unwrap(model), forward)
         subject = Subject(
             ref(model), lambda: net, lambda: loss_func, pixels=lambda: (mean, std), arch=type(model).__name__
         )

@@ -47,8 +47,7 @@ def with_interventions(
     """`found` with at most `HINT` each, unless most of its classes are confirmed, and rows for confirmed shortcuts.
 
     `verdicts`: the tables `verdicts`, `pooled` and `classes` of the run. `labels`: of the panel's images. `most`: if
-    more
-    classes than this are confirmed, one row speaks for all of them; so it does if only all classes together are.
+    more classes than this are confirmed, one row speaks for all of them; so it does if only all classes together are.
     """
     each, together = (tried(verdicts[name], verdicts["classes"]) for name in ("verdicts", "pooled"))
     rows = []

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["called"]
+__all__ = ["Called"]
 
 
-class _Called(nn.Module):
+class Called(nn.Module):
     "Has the children, parameters and buffers of `model`, under their names, and calls it by `forward(model, x)`."
 
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]):
@@ -22,8 +22,3 @@ class _Called(nn.Module):
     def forward(self, x: Any) -> Any:
         self._model[0].training = self.training
         return self._forward(self._model[0], x)
-
-
-def called(model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> nn.Module:
-    "`model` as a module that is called by `forward`."
-    return _Called(model, forward)
