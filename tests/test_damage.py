@@ -196,8 +196,10 @@ def heard(*acts):
                 act()
             except GradCAMError as error:
                 said.append(str(error))
-        assert all(Path(w.filename) == Path(__file__) for w in caught)  # at the line of whoever asked
-        said += [str(w.message) for w in caught]
+        # Ours are plain; threads and garbage that other tests left behind may warn of their own at any moment.
+        ours = [w for w in caught if w.category is UserWarning]
+        assert all(Path(w.filename) == Path(__file__) for w in ours)  # at the line of whoever asked
+        said += [str(w.message) for w in ours]
     return said
 
 
