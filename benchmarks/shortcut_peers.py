@@ -1,33 +1,52 @@
-"""Peers of the judge in `shortcuts.py`: this library's findings, and rules re-implemented from descriptions."""
+"""Peers of the judge in `shortcuts.py`: this library before judging, and rules re-implemented from descriptions."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from shortcut_models import Pictures, normalised
 from sklearn.cluster import KMeans
 from sklearn.model_selection import cross_val_predict
 from sklearn.naive_bayes import GaussianNB
 from torch import Tensor, nn
 
-from fastai_gradcam import Watch, gradcam
+from fastai_gradcam import gradcam
 
+HERE = Path(__file__).resolve().parent
+BEFORE = "4fa8a31"  # the last commit whose findings come from maps alone
 SEVERE = 0.4
 
 
-def library_findings(net: nn.Module, p: Pictures, folder: Path, seed: int) -> list[list]:
-    """Findings of a panel of 16 without masks, whose severity is at least 0.4: `[kind, label, severity]`."""
-    part = torch.from_numpy(np.random.default_rng(seed).permutation(len(p.valid_y)))[:16]
-    labels = [p.names[k] for k in p.valid_y[part]]
-    images = [x.permute(1, 2, 0).numpy() for x in p.valid_x[part]]
-    with Watch(net, normalised(p.valid_x[part]), images, labels, p.names, path=folder, name="run", show=False) as watch:
-        watch(0, {})
-    found = watch.run.findings()
-    found = found[found["severity"] >= SEVERE]
-    return [[r.kind, r.label, float(r.severity)] for r in found.itertuples()]
+def library_findings(net: nn.Module, p: Pictures, work: Path) -> list[list]:
+    """Findings of the version before judging, whose severity is at least 0.4: `[kind, label, severity]`."""
+    old = work / BEFORE
+    if not old.exists():
+        packed = subprocess.run(["git", "archive", BEFORE, "fastai_gradcam"], cwd=HERE.parent, stdout=PIPE, check=True)
+        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
+            tar.extractall(old, filter="data")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save((net, p.names), Path(folder) / "net.pt")
+        for i, (x, k) in enumerate(zip(p.valid_x, p.valid_y, strict=True)):
+            file = Path(folder) / "valid" / p.names[k] / f"{i:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x.permute(1, 2, 0).numpy()).save(file, compress_level=1)
+        command = [sys.executable, HERE / "shortcut_findings.py", folder]
+        env = os.environ | {"PYTHONPATH": str(old.resolve()), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        env["PYTHONWARNINGS"] = "ignore"
+        done = subprocess.run(command, env=env, stdout=PIPE, text=True, check=True)
+    return [row for row in json.loads(done.stdout.splitlines()[-1]) if row[2] >= SEVERE]
 
 
 def focused_cluster(net: nn.Module, p: Pictures, clusters: int = 5) -> bool:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -115,9 +114,11 @@ def trained_model(data: str, signal: str, seed: int, args: argparse.Namespace) -
 def peers(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
     """Three other ways to find a shortcut, tried on one trained model."""
     net, p, *_ = trained_model(data, signal, seed, args)
-    with tempfile.TemporaryDirectory() as folder:
-        findings = library_findings(net, p, Path(folder), seed)
-    return {"findings": findings, "clusters": focused_cluster(net, p), "property": property_score(p.x, p.y)}
+    return {
+        "findings": library_findings(net, p, args.work),
+        "clusters": focused_cluster(net, p),
+        "property": property_score(p.x, p.y),
+    }
 
 
 def judgement(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
