@@ -51,14 +51,21 @@ HONEST = ("none", "longer", "guide 5 %")
 FEW = 4  # pictures of each class, for DFR
 
 
+class Pairs(list):
+    "Pictures and their classes; by `split_idx`, transforms know training (0) from validation (1)."
+
+    split_idx: int
+
+
 def learner(p: Pictures, x: torch.Tensor, net: torch.nn.Module, seed: int, item_tfms: Any = ()) -> Learner:
     """A learner of the training pictures `x`."""
     set_seed(seed)
 
     def loader(x: torch.Tensor, y: torch.Tensor, shuffle: bool) -> TfmdDL:
-        pairs = [
+        pairs = Pairs(
             (PILImage.create(one.permute(1, 2, 0).numpy()), TensorCategory(int(k))) for one, k in zip(x, y, strict=True)
-        ]
+        )
+        pairs.split_idx = 0 if shuffle else 1
         after = [IntToFloatTensor(), Flip(), Normalize.from_stats(*imagenet_stats, cuda=False)]
         return TfmdDL(
             pairs, bs=32, shuffle=shuffle, drop_last=shuffle, num_workers=0, after_item=[*item_tfms, ToTensor()],
