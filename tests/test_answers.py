@@ -1,5 +1,6 @@
 """The model says what the learner says: activations, entries of an output, several targets, labels of any type."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -181,6 +182,12 @@ class Several(nn.Module):
 Named = __import__("collections").namedtuple("Named", "features logits")
 
 
+@dataclass
+class Answer:
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("give", "loss"),
@@ -190,6 +197,7 @@ Named = __import__("collections").namedtuple("Named", "features logits")
         (lambda f, o, a: {"features": f, "logits": o}, lambda p, y: F.cross_entropy(p["logits"], y)),
         (lambda f, o, a: {"features": f, "scores": o}, lambda p, y: F.cross_entropy(p["scores"], y)),
         (lambda f, o, a: Named(f, o), lambda p, y: F.cross_entropy(p.logits, y)),
+        (lambda f, o, a: Answer(a, o), lambda p, y: F.cross_entropy(p.logits, y)),
         (lambda f, o, a: (a, o), lambda p, y: F.cross_entropy(p[1], y)),
         (lambda f, o, a: (o, a), lambda p, y: F.cross_entropy(p[0], y) + 0.3 * F.cross_entropy(p[1], y)),
         (lambda f, o, a: (a, f, o), lambda p, y: 0.3 * F.cross_entropy(p[0], y) + F.cross_entropy(p[2], y)),
@@ -263,6 +271,37 @@ def test_each_label_belongs_to_its_target(kind, two, photo, tmp_path):
     run = watch(learn, n=4)
     assert run.vocab == ["blue", "green", "red", "even", "odd"]
     assert set(run.history.label) <= {"blue", "green", "red"} and list(run.history.target) == list(run.history.label)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["columns", "a tuple", "a dict with another beside them"])
+def test_the_loss_says_which_of_two_heads_of_one_width_is_whose(kind, image_folder, photo, tmp_path):
+    def give(o):
+        parity, warm, other = o
+        return {"columns": torch.cat([parity, warm], 1), "a tuple": (parity, warm)}.get(
+            kind, {"parity": parity, "other": other, "warm": warm}
+        )
+
+    class Turned(Heads):
+        def forward(self, x):
+            return give(super().forward(x))
+
+    def loss(o, warm, parity):
+        a, b = (o[:, :2], o[:, 2:]) if kind == "columns" else o if kind == "a tuple" else (o["parity"], o["warm"])
+        return F.cross_entropy(a, parity) + F.cross_entropy(b, warm)
+
+    get_y = [lambda f: "warm" if label(f) == "red" else "cold", lambda f: "odd" if int(f.stem) % 2 else "even"]
+    dls = data(image_folder, (ImageBlock, CategoryBlock, CategoryBlock), get_y, n_inp=1)
+    learn = learner_of(dls, Turned((2, 2, 2)), tmp_path, loss)
+    own = learn.model
+    x = dls.test_dl([photo], num_workers=0).one_batch()[0].as_subclass(torch.Tensor)
+    parity, warm, _ = Heads.forward(own.eval(), x)
+    for asked, scores, column in (("odd", parity, 1), ("warm", warm, 1)):
+        cam = learn.gradcam(photo, target=asked, layer="b")
+        assert cam.prob == pytest.approx(float(scores.detach().softmax(1)[0, column]), abs=1e-5)
+        head_alone = nn.Sequential(own.b, own.heads[0 if asked == "odd" else 1])
+        assert torch.allclose(cam.map, gradcam(head_alone, x, layer="0", target=column).maps[0][0], atol=1e-6)
+    assert set(watch(learn, n=3).history.pred) <= {"warm", "cold"}
 
 
 @pytest.mark.slow
@@ -415,6 +454,9 @@ def test_a_label_that_is_not_known_is_not_wrong(unknown, tmp_path):
 
 
 class Stream(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 6
+
     def __iter__(self):
         return iter([(torch.rand(3, 16, 16), i % 3) for i in range(6)])
 

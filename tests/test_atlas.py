@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from atlases import WHOLE, atlas_learner, differences, made
-from fastai.vision.all import aug_transforms
+from blocks import data, learner_of, net
+from fastai.vision.all import ImageBlock, MSELossFlat, PointBlock, aug_transforms
 from PIL import Image
 from processes import python
 from training import Quiet, left_by, state_around, tiny_learner
@@ -167,6 +168,14 @@ def test_missing_parts_are_named_and_made_by_resuming(atlas, learn):
     with pytest.raises(IndexError):
         partial.map(12)
     assert differences(atlas, made(learn, "again", resume=True)) == []
+
+
+def test_points_have_an_atlas_without_classes(image_folder, tmp_path):
+    blocks = (ImageBlock, PointBlock)
+    learn = learner_of(data(image_folder, blocks, lambda f: np.array([[3.0, 4.0]])), net(2), tmp_path, MSELossFlat())
+    atlas = learn.gradcam_atlas(path=tmp_path / "atlas")
+    assert len(atlas.table) == 6 and not len(atlas.groups) and not len(atlas.classes)
+    assert atlas.report().exists()
 
 
 @pytest.mark.slow

@@ -471,7 +471,7 @@ def test_report_is_made_again_from_the_folder(trained, tmp_path, capsys):
         (["demo", "--per-species", "0", "--out", "{tmp}"], "--per-species must be at least 2"),
         (["demo", "--per-species", "-3", "--out", "{tmp}"], "--per-species must be at least 2"),
         (["train", "nowhere", "--export", "{tmp}"], "--export is the learner's file; '{tmp}' is a folder"),
-        (["train", "nowhere", "--export", "{tmp}/file/learner.pkl"], "File exists"),
+        (["train", "nowhere", "--export", "{tmp}/file/learner.pkl"], "name another file with --export"),
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence_without_a_traceback(args, words, capsys, tmp_path, monkeypatch):
@@ -483,10 +483,30 @@ def test_a_mistake_is_answered_in_a_sentence_without_a_traceback(args, words, ca
     assert "drawing" not in out or "epochs" in words
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "."],
+        ["train", ".", "--out", "file/runs"],
+        ["judge", "m.pkl", "."],
+        ["atlas", "m.pkl", ".", "--out", "a"],
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(args, tmp_path, capsys, monkeypatch):
+    of_colours(tmp_path / "red", ["red-1", "red-2"])
+    for name in ("m.pkl", "file"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    assert main(args) == 2
+    assert "cannot be written: name another folder with --out" in capsys.readouterr().err
+
+
 def test_an_export_is_tried_before_the_training_and_leaves_nothing(tmp_path, capsys):
     assert main(["train", str(tmp_path / "nowhere"), "--export", str(tmp_path / "new" / "learner.pkl")]) == 2
     assert "There is no folder" in capsys.readouterr().err
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()
     (tmp_path / "old.pkl").write_text("old")
     assert main(["train", str(tmp_path / "nowhere"), "--export", str(tmp_path / "old.pkl")]) == 2
     assert (tmp_path / "old.pkl").read_text() == "old"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 
 import pandas as pd
@@ -55,8 +56,11 @@ def test_a_learner_is_judged_by_its_validation_images(tmp_path):
     assert verdicts.images == 72 and verdicts.passes <= PASSES
 
 
-def test_a_learner_with_a_progress_bar_shows_one_for_judging_and_ends_it(tmp_path, capsys):
+def test_a_learner_with_a_progress_bar_shows_one_for_judging_and_ends_it(tmp_path, capsys, monkeypatch):
     learn = learner(tmp_path, cbs=ProgressCallback())
+    learn.gradcam_judge(n=24, tests=["transplant"])
+    assert "judging" not in capsys.readouterr().out  # nobody watches a file
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     learn.gradcam_judge(n=24, tests=["transplant"])
     with learn.no_bar():
         learn.gradcam_judge(n=24, tests=["transplant"])

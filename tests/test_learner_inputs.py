@@ -16,12 +16,14 @@ from fastai.vision.all import (
     DataBlock,
     DataLoaders,
     ImageBlock,
+    IntToFloatTensor,
     PILImage,
     PILImageBW,
     Resize,
     TensorImage,
     ToTensor,
     TransformBlock,
+    fastuple,
     get_files,
     get_image_files,
     noop,
@@ -99,6 +101,14 @@ class OnlyInTraining(Callback):
         self.learn.xb = tuple(torch.zeros_like(x) for x in self.xb)
 
 
+class ByX(Callback):
+    "Asks for the batch by the learner's shorter names."
+
+    def before_batch(self):
+        self.learn.xb = (self.x - 0.5,)
+        self.learn.yb = () if self.y is None else (self.y,)
+
+
 class InPlace(Callback):
     def before_batch(self):
         self.xb[0].mul_(-1)
@@ -121,6 +131,7 @@ PREPARED = {
     "a second input": ([Second()], Pair),
     "two, in their order": ([Ordered(), Normalised()], net),
     "in training only": ([OnlyInTraining()], net),
+    "by x and y": ([ByX()], net),
     "in place": ([InPlace()], net),
 }
 
@@ -350,6 +361,22 @@ def test_learners_of_two_images_work_everywhere(entry, pairs, tmp_path):
         assert all(c.actual for c in learn.show_gradcam(max_n=3))
     else:
         assert len(ClassificationInterpretation.from_learner(learn).plot_top_gradcams(2)) >= 2
+
+
+def test_a_tuple_of_images_in_one_input_is_refused_with_what_to_do(image_folder, tmp_path):
+    class Two(fastuple):
+        @classmethod
+        def create(cls, file):
+            return cls(PILImage.create(file), PILImage.create(file))
+
+    class Net(Pair):
+        def forward(self, two):
+            return super().forward(*two)
+
+    block = TransformBlock(type_tfms=Two.create, batch_tfms=IntToFloatTensor)
+    learn = learner_of(data(image_folder, (block, CategoryBlock)), Net(), tmp_path)
+    with pytest.raises(GradCAMError, match=r"Input 0 is a Two of 2 parts.*n_inp=2"):
+        watch(learn, n=2)
 
 
 class WithRow(nn.Module):

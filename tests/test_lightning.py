@@ -299,6 +299,9 @@ def test_without_a_validation_set_samples_are_given(tmp_path):
 
 
 class Stream(IterableDataset):
+    def __len__(self):
+        return 12
+
     def __iter__(self):
         data = Images(2)
         return (data[i] for i in range(12))

@@ -221,6 +221,18 @@ class Scales(Callback):
         self.learn.xb = tuple(x * (self.rng.random() + 0.01 * self.count[0]) for x in self.xb)
 
 
+def fades_by_a_closure():
+    rng = random.Random(0)
+
+    class FadesByAClosure(Transform):
+        order = 100
+
+        def encodes(self, x: torch.Tensor):
+            return x * rng.uniform(0.5, 1) if x.is_floating_point() else x
+
+    return FadesByAClosure()
+
+
 def plain_loss():
     return nn.CrossEntropyLoss()
 
@@ -245,6 +257,7 @@ KINDS = {
     "an item transform": {"items": [Shifts]},
     "a batch transform": {"batches": [Fades]},
     "a batch transform that keeps a number on its class": {"batches": [fades_by_its_class]},
+    "a batch transform with a generator around it": {"batches": [fades_by_a_closure]},
     "an item transform with a generator in a global": {"items": [ShiftsByAGlobal]},
     "a callback that prepares the input": {"cbs": [Scales]},
 }

@@ -1,6 +1,7 @@
 """Models explained and models refused: functions, TorchScript, exported and quantised networks, compiled parts."""
 
 import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -100,7 +101,14 @@ class Twice(nn.Module):
         return self.form(x * 2)
 
 
+@dataclass
+class Answer:
+    count: int
+    features: torch.Tensor
+
+
 _outputs = {
+    "dataclass": (lambda y: Answer(3, y), lambda out: out.features),
     "tuple": (lambda y: (y, y.mean()), lambda out: out[0]),
     "list": (lambda y: [y, None], lambda out: out[0]),
     "dict": (lambda y: {"features": y, "n": 3}, lambda out: out["features"]),

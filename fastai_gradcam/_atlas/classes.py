@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class MapStatistics:
 
 def shares(maps: np.ndarray) -> np.ndarray:
     """Maps `(n, h, w)` as rows `(n, h·w)` of shares of their mass; NaN where there is none."""
-    flat = maps.reshape(len(maps), -1).astype(np.float32)
+    flat = maps.reshape(len(maps), math.prod(maps.shape[1:])).astype(np.float32)  # there may be none
     flat = np.where(np.isfinite(flat).all(1, keepdims=True), flat, 0).clip(0)
     mass = flat.sum(1, keepdims=True)
     return np.divide(flat, mass, out=np.full_like(flat, np.nan), where=mass > 0)

@@ -63,7 +63,7 @@ def group_table(
             row["flagged"] = bool(shortcut and row["suspicion"] >= FLAGGED)
             row["typical"] = [int(index[i]) for i in _nearest(own[inside], habits.distance)[:10]]
             rows.append(row | {"text": _in_words(row)})
-    found = pd.DataFrame(rows, columns=GROUP_COLUMNS)
+    found = pd.DataFrame(rows, columns=GROUP_COLUMNS).astype({"flagged": bool})
     return found.sort_values(["suspicion", "images"], ascending=[False, True], kind="stable", ignore_index=True)
 
 

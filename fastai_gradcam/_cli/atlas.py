@@ -11,7 +11,7 @@ from .. import learner as learner  # learn.gradcam_atlas
 from .._errors import GradCAMError, one_of
 from ..methods import resolve_method
 from .explain import load
-from .folders import read_folder
+from .folders import check_writable, read_folder
 
 __all__ = ["run_atlas"]
 
@@ -20,6 +20,7 @@ def run_atlas(options: Namespace) -> int:
     if not options.learner.is_file():
         raise GradCAMError(f"There is no learner file {str(options.learner)!r}.")
     resolve_method(options.method)
+    check_writable(options.out)
     files = read_folder(options.data, options.seed).held_out
     learn = load(options.learner)
     vocab = list(map(str, learn.dls.vocab))

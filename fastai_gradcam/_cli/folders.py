@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fastai.vision.data import ImageBlock
 from .._errors import GradCAMError
 from .._fish.layout import fish_mask
 
-__all__ = ["ImageFolder", "read_folder"]
+__all__ = ["ImageFolder", "check_writable", "read_folder"]
 
 _TRAIN, _VALID = ("train", "training"), ("valid", "val", "validation", "test")
 
@@ -116,3 +117,11 @@ def _a_fifth_of_each(seed: int) -> Callable[[Sequence[Path]], Split]:
         return [i for i in range(len(items)) if i not in valid], sorted(valid)
 
     return split
+
+
+def check_writable(path: Path, kind: str = "folder", option: str = "--out") -> None:
+    "Raises `GradCAMError` before the work where its result could not be written in `path`."
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    right = nearest.is_file() if kind == "file" and nearest == path else nearest.is_dir()
+    if not (right and os.access(nearest, os.W_OK)):
+        raise GradCAMError(f"{str(path)!r} cannot be written: name another {kind} with {option}.")

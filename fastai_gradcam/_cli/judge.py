@@ -26,7 +26,7 @@ from .._watch.judging import BATCH, JudgingSet, judged
 from ..judge import Verdicts, interventions
 from ..methods import resolve_method
 from .explain import load
-from .folders import read_folder
+from .folders import check_writable, read_folder
 from .terminal import columns, progress
 
 __all__ = ["run_judge"]
@@ -41,6 +41,7 @@ def run_judge(options: Namespace) -> int:
         if name not in interventions:
             raise GradCAMError(one_of("test", name, list(interventions)))
     resolve_method(options.method)
+    check_writable(options.out)
     folder = read_folder(options.data, options.seed)
     learn = load(options.learner)
     images = folder_set(learn, folder.held_out, options.n, options.seed)

@@ -30,7 +30,7 @@ from ..callback import GradCAMCallback
 from ..findings import checks_in_words, checks_of
 from ..methods import resolve_method
 from ..run import Run
-from .folders import ImageFolder, read_folder
+from .folders import ImageFolder, check_writable, read_folder
 from .terminal import progress, say
 
 __all__ = ["Training", "run_demo", "run_train", "train"]
@@ -59,7 +59,9 @@ def run_demo(options: Namespace) -> int:
 def run_train(options: Namespace) -> int:
     resolve_method(options.method)
     if options.export is not None:
-        _check_writable(options.export)
+        if options.export.is_dir():
+            raise GradCAMError(f"--export is the learner's file; {str(options.export)!r} is a folder.")
+        check_writable(options.export, "file", "--export")
     return _run(options, options.data, options.out or options.data / "gradcam", _given(options))
 
 
@@ -67,20 +69,9 @@ def _given(options: Namespace) -> dict[str, Any]:
     return {k: getattr(options, k) for k in ("epochs", "size", "bs", "lr", "layer") if getattr(options, k) is not None}
 
 
-def _check_writable(file: Path) -> None:
-    "Fail before training if the export file cannot be written. Raises `OSError`."
-    if file.is_dir():
-        raise GradCAMError(f"--export is the learner's file; {str(file)!r} is a folder.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = not file.exists()
-    with open(file, "ab"):
-        pass
-    if new:
-        file.unlink()
-
-
 def _run(options: Namespace, data: Path, out: Path, settings: dict[str, Any]) -> int:
     "Train on `data` with the callback, and say where the pictures are."
+    check_writable(out)
     training = Training(
         out=out,
         arch=options.arch,
@@ -96,6 +87,7 @@ def _run(options: Namespace, data: Path, out: Path, settings: dict[str, Any]) ->
         learn = train(read_folder(data, options.seed), training, lambda words: say(options, words))
         export = getattr(options, "export", None)
         if export:
+            export.parent.mkdir(parents=True, exist_ok=True)
             learn.export(export.resolve())
     run = learn.grad_cam.run
     print(json.dumps(_facts(run), ensure_ascii=False) if options.json else "\n".join(["", *_conclusion(run, export)]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,13 +9,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from .._errors import GradCAMError, GradCAMTypeError
-from .._net.nested import plain, tensors
+from .._net.nested import named, plain, tensors
 
 __all__ = ["class_scores", "class_targets", "main_output", "predicted", "regions", "two_sided"]
 
 
 def main_output(output: Any, dims: int = 2) -> Tensor:
-    """The tensor of scores in a model's output: itself, `logits` or `out` of a mapping, or the only one it can be.
+    """The tensor of scores in a model's output: itself, its `logits` or `out`, or the only one it can be.
 
     Several tensors of one shape are one head and others beside it: the first is taken. `dims`: the images' dimensions
     of space. For signals, `dims=1`, a map of classes `(N, C, cells)` becomes `(N, C, 1, cells)`, so that it is told
@@ -25,8 +24,8 @@ def main_output(output: Any, dims: int = 2) -> Tensor:
     if isinstance(output, Tensor):
         output = plain(output)
         return output.unsqueeze(2) if dims == 1 and output.ndim == 3 else output
-    named = next((k for k in ("logits", "out") if isinstance(output, Mapping) and k in output), None)
-    found = tensors(output if named is None else output[named])
+    own = next((v for k in ("logits", "out") if (v := named(output, k)) is not None), output)
+    found = tensors(own)
     wide = [t for t in found if t.ndim == 2] or [t for t in found if t.ndim] or found
     if len({t.shape for t in wide}) > 1:
         shapes = ", ".join(str(tuple(t.shape)) for t in wide)

@@ -220,6 +220,12 @@ def picture(dl: DataLoader, batch: tuple[Any, ...], at: int = 0) -> Image.Image:
     x = decoded[at] if isinstance(decoded, (tuple, list)) else decoded
     if isinstance(x, Mapping):
         x = next((t for t in tensors(x) if t.ndim > 3), x)
+    if isinstance(x, (tuple, list)):
+        raise GradCAMError(
+            f"Input {at} is a {type(x).__name__} of {len(x)} parts, and each image must be an input of its own: give "
+            f"the data a block for each, with n_inp={len(x)}, or set learn.xb in a callback's before_batch, with a "
+            "model that takes them one by one."
+        )
     if not isinstance(x, Tensor) or x.ndim < 3:
         raise GradCAMError(
             f"Input {at} is not an image: {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}. Grad-CAM "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 from fastcore.basics import patch
-from fastprogress.fastprogress import progress_bar
+from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from PIL import Image
 from torch import Tensor
 
@@ -98,8 +99,8 @@ def drawn_by(dl: Any) -> Callable[[Tensor], Image.Image]:
 
 @contextmanager
 def judging_bar(learn: Learner, doing: str = "judging") -> Iterator[Callable[[float], None] | None]:
-    """A progress bar as the learner's own, if it shows one."""
-    if not hasattr(learn, "progress"):
+    """A progress bar as the learner's own, if it shows one and somebody watches; a file would keep every step."""
+    if not hasattr(learn, "progress") or not (IN_NOTEBOOK or sys.stdout.isatty()):
         yield None
         return
     bar = progress_bar(range(100), leave=False)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .._errors import GradCAMError, GradCAMTypeError, reason_of
-from .._watch.choose import spread
+from .._watch.choose import is_stream, spread
 from .._watch.faults import warn
 from .._watch.nested import joined, mapped, tensors
 from .._watch.panel import Panel
@@ -95,7 +95,7 @@ def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int, nee
             _check_kinds(items)
             names = [item_name(item, i, root) for i, item in enumerate(items)]
             return _Chosen(_loader_of(dls, items, need_labels), list(range(len(items))), items, names)
-    if valid is not None and not hasattr(valid, "__len__"):
+    if valid is not None and is_stream(valid):
         raise GradCAMTypeError(
             f"The validation data is a stream ({type(valid).__name__}), from which no images can be chosen: give the "
             "DataLoaders a validation set with a length and an order."

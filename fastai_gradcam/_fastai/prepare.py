@@ -12,6 +12,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Learner
+from fastcore.basics import detuplify
 from torch import nn
 
 from .._watch.nested import mapped, on_device_of
@@ -67,6 +68,14 @@ class _Stand:
 
     def __init__(self, learn: Learner, model: nn.Module):
         vars(self).update(_learn=learn, model=model, training=False, iter=0, n_iter=1, xb=(), yb=())
+
+    @property
+    def x(self) -> Any:
+        return detuplify(self.xb)
+
+    @property
+    def y(self) -> Any:
+        return detuplify(self.yb)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["_learn"], name)

@@ -83,7 +83,12 @@ def inputs_of(x: Any, input: Any = 0) -> Inputs:
     of = "" if isinstance(x, Tensor) else f"input {input!r} of "
     image = values[input]
     if not isinstance(image, Tensor):
-        raise GradCAMTypeError(f"{of}x must be a tensor (N, C, *space), got {type(image).__name__}.")
+        several = (
+            " Give its parts as inputs of their own, to a function or module that calls the model with all of them."
+            if isinstance(image, (tuple, list, dict))
+            else ""
+        )
+        raise GradCAMTypeError(f"{of}x must be a tensor (N, C, *space), got {type(image).__name__}.{several}")
     if image.ndim < 3 or len(image) == 0:
         raise GradCAMError(f"{of}x must be a batch (N, C, *space) with N ≥ 1, got shape {tuple(image.shape)}.")
     # A tensor of inference mode takes no part in autograd.

@@ -1,18 +1,19 @@
-"""Nested outputs: tensors in tuples, lists and mappings, which modules return and take."""
+"""Nested outputs: tensors in tuples, lists, mappings and dataclasses, which modules return and take."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["map_tensors", "plain", "replaced", "rows_per_image", "tensors"]
+__all__ = ["map_tensors", "named", "plain", "replaced", "rows_per_image", "tensors"]
 
 
 def map_tensors(f: Callable[..., Any], output: Any, *others: Any) -> Any:
-    "`output` with `f` applied to each tensor in its tuples, lists and mappings, along with those of `others` like it."
+    "`output` with `f` applied to each tensor of its parts, along with those of `others` like it."
     if isinstance(output, Tensor):
         return f(output, *others)
     kind: Any = type(output)
@@ -27,7 +28,18 @@ def map_tensors(f: Callable[..., Any], output: Any, *others: Any) -> Any:
     if isinstance(output, (tuple, list)):
         items = [map_tensors(f, *each) for each in zip(output, *others, strict=True)]
         return kind(*items) if hasattr(output, "_fields") else kind(items)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        filled: Any = copy.copy(output)
+        for name in (f.name for f in dataclasses.fields(output)):
+            value = map_tensors(f, getattr(output, name, None), *(getattr(o, name, None) for o in others))
+            object.__setattr__(filled, name, value)  # it may be frozen
+        return filled
     return output
+
+
+def named(output: Any, name: str) -> Any:
+    "The entry of that name in a mapping, a named tuple or a dataclass; `None` where there is none."
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def plain(t: Tensor) -> Tensor:

@@ -94,6 +94,8 @@ class Reached:
             yield from ((value, where) for value in obj)
         elif isinstance(obj, _CALLS):
             yield from ((getattr(obj, name, None), where) for name in _CALLED)
+        elif type(obj).__module__ == "plum._function":  # a fastai transform's methods, by type
+            yield from ((function, where) for function, *_ in [*obj._resolved, *obj._pending])
         if _is_open(obj):
             where = f"class {obj.__name__}" if isinstance(obj, type) else where
             yield from self._attributes(obj, where)

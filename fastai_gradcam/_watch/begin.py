@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Callable
@@ -53,8 +52,6 @@ def create(path: Path, named: bool, make: Callable[[Path], Writer]) -> Writer:
                 raise
             path = path.parent / timestamp(path.parent)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
             raise GradCAMError(
                 f"The run cannot be written in {str(path.parent)!r} ({error.strerror}): give path= a folder that can "
                 "be written."

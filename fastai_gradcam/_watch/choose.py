@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
-__all__ = ["label_reader", "name_of", "spread"]
+__all__ = ["is_stream", "label_reader", "name_of", "spread"]
 
 # Labels are read to spread the panel over the classes; beyond this many, a sample of the items says enough.
 _MOST_LABELS_READ = 4096
@@ -30,6 +31,12 @@ def spread(size: int, label_of: Callable[[int], str], n: int, seed: int) -> list
     rounds = max(map(len, by_class.values()))
     dealt = [(label, by_class[label][k]) for k in range(rounds) for label in order if k < len(by_class[label])]
     return [i for _, i in sorted(dealt[:n])]
+
+
+def is_stream(dataset: Any) -> bool:
+    "Whether single images cannot be read by their number, even where a data set knows how many there are."
+    readable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return isinstance(dataset, IterableDataset) or not readable
 
 
 def label_reader(dataset: Any) -> Callable[[int], str]:

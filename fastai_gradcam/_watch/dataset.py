@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._errors import GradCAMError, GradCAMTypeError
 from .._net.shadow import copied
-from .choose import label_reader, name_of, spread
+from .choose import is_stream, label_reader, name_of, spread
 from .faults import warn
 from .given import number_of, panel_of, task_of
 from .judging import BATCH, JudgingSet
@@ -94,7 +94,7 @@ def judging_set(source: Source, asked: Asked, model: nn.Module, n: int, vocab: S
     Raises `GradCAMError` where there is no such set.
     """
     dataset = source.dataset
-    if dataset is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    if dataset is None or is_stream(dataset):
         raise GradCAMError("Only a trainer with a validation set, of which single images can be read, is judged.")
     chosen = spread(len(dataset), label_reader(dataset), n, asked.seed)
     # Images of one batch lend each other content, so they must not come class by class.
@@ -132,7 +132,7 @@ def _samples(dataset: Any, asked: Asked) -> tuple[list[Any], list[str]]:
             "The trainer has no validation set to take images from: give it one, or samples as it would give with "
             "items=[(image, label), …]."
         )
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    if is_stream(dataset):
         raise GradCAMTypeError(
             f"The validation data is a stream ({type(dataset).__name__}), from which no images can be chosen: give "
             "samples of it with items=[(image, label), …]."

@@ -22,6 +22,7 @@ __all__ = [
     "activation_of",
     "asked",
     "kind_of",
+    "moved",
     "unwrapped",
     "weights",
 ]
@@ -205,6 +206,21 @@ def weights(loss: Any, output: Any, ys: Sequence[Tensor], among: Sequence[Tensor
 
     None where it cannot be asked.
     """
+    return [float(g.norm()) for g in _gradients(loss, output, ys, among)]
+
+
+def moved(loss: Any, output: Any, ys: Sequence[Tensor], at: int, among: Sequence[Tensor]) -> list[Tensor]:
+    """How far the gradient of `loss(output, *ys)` at each of the tensors `among` depends on target `at`.
+
+    None where it cannot be asked.
+    """
+    others = [y + 1 if i == at else y for i, y in enumerate(ys)]
+    before, after = _gradients(loss, output, ys, among), _gradients(loss, output, others, among)
+    return [(a - b).abs() for a, b in zip(before, after, strict=True)] if before and after else []
+
+
+def _gradients(loss: Any, output: Any, ys: Sequence[Tensor], among: Sequence[Tensor]) -> list[Tensor]:
+    "Gradients of the loss with respect to the tensors `among`, each drawn anew, those of one shape alike."
     rng = torch.Generator().manual_seed(0)
     draws = {t.shape: torch.rand(t.shape, generator=rng) * 0.8 + 0.1 for t in among}
     leaves = {id(t): draws[t.shape].clone().requires_grad_() for t in among}
@@ -215,7 +231,7 @@ def weights(loss: Any, output: Any, ys: Sequence[Tensor], among: Sequence[Tensor
             grads = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
         except Exception:
             return []
-    return [0.0 if g is None else float(g.norm()) for g in grads]
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves.values(), strict=True)]
 
 
 def as_they_are(scores: Tensor) -> Tensor | None:

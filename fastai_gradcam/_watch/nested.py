@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,18 +27,8 @@ def rows(value: Any, part: slice) -> Any:
 
 def joined(parts: Sequence[Any]) -> Any:
     "Neighbouring parts of one batch as a whole."
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts)) if first.ndim else first
-    if isinstance(first, Mapping):
-        return {k: joined([p[k] for p in parts]) for k in first}
-    if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(joined(list(p)) for p in zip(*parts, strict=True)))
-    if isinstance(first, (tuple, list)):
-        return type(first)(joined(list(p)) for p in zip(*parts, strict=True))
-    return first
+    first, *rest = parts
+    return mapped(lambda *ts: torch.cat(ts) if rest and ts[0].ndim else ts[0], first, *rest)
 
 
 def first_parameter(model: nn.Module) -> Tensor | None:

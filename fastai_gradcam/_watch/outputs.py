@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .._errors import GradCAMError, GradCAMTypeError
+from .._net.nested import named
 from .head import CATEGORY, REGRESSION, Head
-from .losses import weights
+from .losses import moved, weights
 from .nested import mapped, tensors
 
 __all__ = ["Spot", "find", "made_up"]
@@ -65,9 +66,14 @@ def find(output: Any, heads: Sequence[Head], loss: Any) -> list[Spot]:
         raise GradCAMTypeError(f"The model's output is a {type(output).__name__}, not a tensor; {_ADVICE}.")
     if len(heads) == 1:
         return [Spot(_single(output, parts, heads[0], loss))]
+    known = tensors(output)
+    ys = [made_up(head, len(known[parts[0]])) for head in heads]
+    moves = [moved(loss, output, ys, at, [known[i] for i in parts]) for at in range(len(heads))]
+    if not all(any(bool(m.any()) for m in each) for each in moves):
+        moves = []  # the loss cannot be asked
     if len(parts) == 1:
-        return _columns(tensors(output)[parts[0]], parts[0], heads)
-    return _one_each(output, parts, heads)
+        return _columns(known[parts[0]], parts[0], heads, [each[0] for each in moves])
+    return _one_each(known, parts, heads, moves)
 
 
 def _fits(scores: Tensor, head: Head) -> bool:
@@ -83,13 +89,10 @@ def _single(output: Any, parts: list[int], head: Head, loss: Any) -> int:
     if len(parts) == 1:
         return parts[0]
     fitting = [i for i in parts if _fits(known[i], head)]
-    if isinstance(output, Mapping):
-        for key in ("logits", "out"):
-            named = output.get(key)
-            if isinstance(named, Tensor):
-                at = next(i for i, t in enumerate(known) if t is named)
-                if head.width is None or at in fitting:
-                    return at
+    for value in (named(output, "logits"), named(output, "out")):
+        at = next((i for i, t in enumerate(known) if t is value), None)
+        if at is not None and (head.width is None or at in fitting):
+            return at
     if len(fitting) == 1:
         return fitting[0]
     # Several: the one that the loss depends on most, an auxiliary one having a smaller weight.
@@ -105,41 +108,40 @@ def _single(output: Any, parts: list[int], head: Head, loss: Any) -> int:
     )
 
 
-def _columns(scores: Tensor, part: int, heads: Sequence[Head]) -> list[Spot]:
-    "Neighbouring columns of one tensor, in the order of the targets."
+def _columns(scores: Tensor, part: int, heads: Sequence[Head], moves: list[Tensor]) -> list[Spot]:
+    "Neighbouring columns of one tensor, in the order in which the loss reads them, or else in that of the targets."
     widths = [h.width for h in heads]
     if scores.ndim == 2 and widths.count(None) == 1:
         rest = scores.shape[1] - sum(w for w in widths if w is not None)
         widths = [rest if w is None else w for w in widths]
-    if (
-        scores.ndim != 2
-        or None in widths
-        or sum(w or 0 for w in widths) != scores.shape[1]
-        or min(w or 0 for w in widths) < 1
-    ):
+    known = [w for w in widths if w is not None]
+    if scores.ndim != 2 or None in widths or sum(known) != scores.shape[1] or min(known) < 1:
         raise _uncertain([scores], heads)
-    spots, start = [], 0
-    for width in widths:
-        spots.append(Spot(part, slice(start, start + (width or 0))))
-        start += width or 0
-    return spots
+    by_column = [m.sum(0) for m in moves]
+    middles = [float((m * torch.arange(len(m))).sum() / m.sum()) for m in by_column] or [0.0] * len(heads)
+    spots, start = {}, 0
+    for i in sorted(range(len(heads)), key=middles.__getitem__):
+        spots[i] = Spot(part, slice(start, start + known[i]))
+        start += known[i]
+    if any(2 * m[spots[i].columns].sum() < m.sum() for i, m in enumerate(by_column)):
+        raise _uncertain([scores], heads)
+    return [spots[i] for i in range(len(heads))]
 
 
-def _one_each(output: Any, parts: list[int], heads: Sequence[Head]) -> list[Spot]:
-    "A tensor for each target: in their order if they fit so, else in the one order in which they do."
-    known = tensors(output)
-    if len(parts) < len(heads) or len(parts) > 8:
-        raise _uncertain([known[i] for i in parts], heads)
+def _one_each(known: list[Tensor], parts: list[int], heads: Sequence[Head], moves: list[list[Tensor]]) -> list[Spot]:
+    "A tensor for each target: the one that the loss reads with it, else in their order, or the one order that fits."
 
     def all_fit(order: Sequence[int]) -> bool:
         return all(_fits(known[i], h) for i, h in zip(order, heads, strict=True))
 
-    if len(parts) == len(heads) and all_fit(parts):
-        return [Spot(i) for i in parts]
-    orders = [o for o in permutations(parts, len(heads)) if all_fit(o)]
-    if len(orders) != 1:
-        raise _uncertain([known[i] for i in parts], heads)
-    return [Spot(i) for i in orders[0]]
+    few = len(heads) <= len(parts) <= 8
+    orders = [o for o in permutations(parts, len(heads)) if all_fit(o)] if few and not moves else []
+    read = tuple(max(zip(each, parts, strict=True), key=lambda pair: float(pair[0].norm()))[1] for each in moves)
+    if moves and len(set(read)) == len(heads) and all_fit(read):
+        orders = [read]
+    if len(orders) == 1 or (orders and list(orders[0]) == parts):
+        return [Spot(i) for i in orders[0]]
+    raise _uncertain([known[i] for i in parts], heads)
 
 
 def _uncertain(parts: Sequence[Tensor], heads: Sequence[Head]) -> GradCAMError:
