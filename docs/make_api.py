@@ -50,7 +50,7 @@ PAGES = [
     ("Findings", "findings", ["findings", "checks", "checks_in_words", "Thresholds"]),
     ("The whole data set", "atlas", ["Atlas", "to_spotlight", "to_fiftyone", "to_wandb"]),
     ("Judging", "judge", ["judge", "Verdicts", "Rule", "Suspicion"]),
-    ("Mending", "guide", ["GradCAMGuide", "CoverPlace"]),
+    ("Mending", "guide", ["GradCAMGuide", "CoverPlace", "SwapColours"]),
     ("Pictures of a run", "pictures", ["evolution", "animation", "plot"]),
     ("Comparing runs", "comparison", ["compare"]),
     ("Pictures of a map", "render", ["overlay", "grid", "normalise", "upsample", "Cell"]),

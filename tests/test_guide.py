@@ -38,7 +38,7 @@ from fastai_gradcam._fastai.guided import MaskedLoader
 from fastai_gradcam._net.layers import Spot
 from fastai_gradcam._watch.faults import Faults
 from fastai_gradcam.cam import gradcam
-from fastai_gradcam.guide import CoverPlace, GradCAMGuide
+from fastai_gradcam.guide import CoverPlace, GradCAMGuide, SwapColours
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -426,3 +426,23 @@ def test_a_place_is_covered_with_another_part_of_the_picture_in_training_only():
         CoverPlace("upper left")
     with pytest.raises(GradCAMError, match="share must be"):
         CoverPlace("top left corner", 0.7)
+
+
+# --- exchanging colours
+
+
+def test_pictures_have_the_colours_of_others_in_training_only():
+    torch.manual_seed(4)
+    casts = torch.linspace(0.3, 0.7, 24).view(8, 3, 1, 1)
+    x = TensorImage(casts + 0.1 * (torch.rand(8, 3, 6, 6) - 0.5))
+    swapped = SwapColours()(x.clone(), split_idx=0)
+    std, mean = torch.std_mean(torch.as_tensor(x), (2, 3))
+    new_std, new_mean = torch.std_mean(torch.as_tensor(swapped), (2, 3))
+    taken = torch.cdist(new_mean, mean).argmin(1)  # from which picture each has its colours
+    assert sorted(taken.tolist()) == list(range(8)) != taken.tolist()
+    assert torch.allclose(new_mean, mean[taken], atol=1e-5) and torch.allclose(new_std, std[taken], atol=1e-5)
+    for k in range(8):  # the picture is its own
+        assert np.corrcoef(x[k].flatten(1)[0], swapped[k].flatten(1)[0])[0, 1] > 0.999
+    assert torch.equal(SwapColours()(x, split_idx=1), x)
+    flat = TensorImage(torch.full((2, 3, 4, 4), 0.5))
+    assert torch.equal(SwapColours()(flat, split_idx=0), flat)

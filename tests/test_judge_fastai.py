@@ -16,7 +16,7 @@ from fastai.torch_core import set_seed
 from fastai.vision.data import ImageDataLoaders
 from fastcore.imports import noop
 from PIL import Image
-from test_judge import NAMES, Filters, pictures
+from test_judge import NAMES, Filters, corner, pictures
 from torch import nn
 from training import differences, left_by, state_around
 
@@ -41,6 +41,15 @@ def learner(path, network=None, extra="stamp", n=72, cbs=None, loss=None):
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
     learn.logger = noop
     return learn.add_cbs(cbs)
+
+
+class Ordered(nn.Module):
+    def __init__(self, order):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x):
+        return x[:, self.order]
 
 
 def callback(path, **settings):
@@ -117,12 +126,42 @@ def test_a_training_that_is_judged_is_the_same_to_the_last_bit_and_has_verdicts_
     loud = found[found["severity"] >= 0.5]
     assert list(loud["kind"]) == ["confirmed"] and loud["label"].iloc[0] == "rows"
     assert "turned 100 % of them into rows" in loud["text"].iloc[0]
-    assert "GradCAMGuide(boxes" in loud["text"].iloc[0] or "CoverPlace(" in loud["text"].iloc[0]  # and what to do
     assert list((run.path / "patches").glob("*.png"))
     alarms = run.path / "patches" / "alarms.csv"
     assert alarms.exists() == (judge == "every")
     if judge == "every":
         assert pd.read_csv(alarms)["frame"].min() == 2, "two judgements in succession, and no more, raise the alarm"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("extra", "network", "code"),
+    [
+        ("stamp", Filters("magenta"), "GradCAMGuide(boxes, weight=4)"),
+        ("corner", Filters("magenta", 1.0, corner()), "CoverPlace('top left corner')"),
+        ("cast", Filters("magenta", 0.15), "SwapColours()"),  # so weak that the border alone does not do
+    ],
+)
+def test_the_code_that_the_finding_of_a_shortcut_ends_with_runs_as_it_stands(extra, network, code, tmp_path, capsys):
+    x, y, masks = (torch.cat(part) for part in zip(*pictures(extra), strict=True))
+    boxes = {}
+    for k, split in [(k, split) for split, n in (("train", 12), ("valid", 72)) for k in range(n)]:
+        file = tmp_path / split / NAMES[y[k]] / f"{split}-{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((x[k] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()).save(file)
+        (top, left), (bottom, right) = (ends.tolist() for ends in masks[k].nonzero().aminmax(dim=0))
+        boxes[file.name] = (left, top, right + 1, bottom + 1)
+    dls = ImageDataLoaders.from_folder(tmp_path, valid="valid", bs=6, num_workers=0, device=torch.device("cpu"))
+    network = nn.Sequential(network, Ordered([NAMES.index(n) for n in dls.vocab]))
+    learn = Learner(dls, network, CrossEntropyLossFlat(), path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-5, cbs=callback(tmp_path))
+        text = Run(tmp_path / "run").findings()["text"].iloc[0]
+        assert text.endswith("learn.gradcam_judge()") and code in text and "rows" in text
+        exec("from fastai" + text.rpartition(": from fastai")[2], {"learn": learn, "boxes": boxes})
+    assert ("12 of 12 training images have a mask" in capsys.readouterr().out) == ("boxes" in code)
+    added = [type(t).__name__ for t in (*dls.train.after_item, *dls.train.after_batch)]
+    assert ("boxes" in code) != (code.partition("(")[0] in added)
 
 
 def test_without_judging_no_finding_is_loud(tmp_path):
@@ -202,15 +241,6 @@ def exported(tmp_path_factory):
     network = nn.Sequential(Filters("magenta"), Ordered([NAMES.index(n) for n in dls.vocab]))
     Learner(dls, network, CrossEntropyLossFlat(), path=folder).export(folder / "model.pkl")
     return folder
-
-
-class Ordered(nn.Module):
-    def __init__(self, order):
-        super().__init__()
-        self.order = order
-
-    def forward(self, x):
-        return x[:, self.order]
 
 
 def command(capsys, folder, *words):

@@ -35,6 +35,17 @@ _SAYS = {
     "the background of a third class turned {control}",
 }
 
+# What to do, and the code that does it: the learner is the user's `learn`, `boxes` are theirs to draw.
+_MENDS = {
+    "cover": "cover it in the training images, train on, and judge again: from fastai_gradcam.guide import CoverPlace; "
+    "learn.dls.train.after_item.add(CoverPlace({place})); learn.fine_tune(2);",
+    "guide": "draw boxes = {file name: (x0, y0, x1, y1)} around the object on a few training images, train on, and "
+    "judge again: from fastai_gradcam.guide import GradCAMGuide; "
+    "learn.fine_tune(2, cbs=GradCAMGuide(boxes, weight=4));",
+    "colour": "exchange colours among the training images, train on, and judge again: from fastai_gradcam.guide import "
+    "SwapColours; learn.dls.train.after_batch.add(SwapColours()); learn.fine_tune(2);",
+}
+
 
 def with_interventions(
     found: Sequence[Mapping[str, Any]],
@@ -89,15 +100,9 @@ def _classes(group: Sequence[str], told: Mapping[str, Any]) -> str:
 
 
 def _next_step(told: Mapping[str, Any]) -> str:
-    "Code that mends it, once a person has seen that the patch is no part of the object."
-    corner = told.get("place", "")
-    if told["test"] == "place" and corner:
-        code = f"learn.dls.train.after_item.add(CoverPlace({corner!r}))"
-        return f". If that is no part of the object, cover it in the training images, {code}, and train on"
-    if told["test"] in ("transplant", "keep", "border"):
-        code = "learn.fine_tune(2, cbs=GradCAMGuide(boxes, weight=4))"
-        return f". If that is no part of the object, draw boxes around the object on a few images and train on, {code}"
-    return ""
+    "Where what was found is no part of the object: the code that mends it, and judges again."
+    remedy = _MENDS.get("cover" if told["test"] == "place" and told["place"] else told["test"], _MENDS["guide"])
+    return f". If that is no part of the object, {remedy} learn.gradcam_judge()".replace("{place}", repr(told["place"]))
 
 
 def _excess(told: Mapping[str, Any]) -> float:
