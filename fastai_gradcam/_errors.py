@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 __all__ = ["GradCAMError", "GradCAMIndexError", "GradCAMTypeError", "NoFileError", "NoRunError", "one_of", "reason_of"]
-__all__ += ["warn"]
+__all__ += ["spelled", "warn"]
 
 
 class GradCAMError(ValueError):
@@ -75,3 +75,8 @@ def one_of(what: str, given: object, valid: Sequence[str], most: int = 20) -> st
     listed = ", ".join(valid[:most]) + (f", … ({len(valid)} in all)" if len(valid) > most else "")
     plural = what + "es" if what.endswith("s") else what[:-1] + "ies" if what.endswith("y") else what + "s"
     return f"There is no {what} {given!r}.{hint} {plural.capitalize()}: {listed}."
+
+
+def spelled(name: str) -> str:
+    "`name` as text: bytes of a file name that are not UTF-8 become escapes such as `\\udce9`."
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ._engine.method import MapFunction, Method
-from ._errors import GradCAMError, one_of
+from ._errors import GradCAMError, one_of, spelled
 from ._judge.interventions import Intervention, interventions
 from ._judge.look import Data, Look, Seen, look_at
 from ._judge.record import class_rows, pictures_of
@@ -183,7 +183,7 @@ def _verdicts(
     tests: Sequence[str], seen: Seen, outcomes: Outcomes, vocab: Sequence[str] | None, rule: Rule, seed: int
 ) -> Verdicts:
     classes = seen.judged(LEAST)
-    names = [str(vocab[c]) if vocab and c < len(vocab) else str(c) for c in range(seen.classes)]
+    names = [spelled(str(vocab[c])) if vocab and c < len(vocab) else str(c) for c in range(seen.classes)]
 
     def row(label: str, test: str, trials: list[Trial], *key: int) -> Row:
         return measured(label, test, trials, np.random.default_rng([seed, *key]))

@@ -22,6 +22,7 @@ import fastai_gradcam._watch.begin
 import fastai_gradcam._watch.core
 import fastai_gradcam._watch.look
 from fastai_gradcam import GradCAMCallback, Run
+from fastai_gradcam.atlas import Atlas
 
 # test_callback and test_watch touch the same modules quickly.
 pytestmark = pytest.mark.slow
@@ -583,9 +584,15 @@ def test_labels_and_names_that_are_no_utf8_are_written(tmp_path):
                 pytest.skip("this file system takes UTF-8 names only")
             for i in range(4):
                 Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    asked = {"on_error": "raise", "atlas": True}
     for resume in (False, True):
-        learn = tiny_learner(tmp_path / "images", tmp_path, cbs=GradCAMCallback(n=2, name="a", resume=resume))
+        learn = tiny_learner(tmp_path / "images", tmp_path, cbs=GradCAMCallback(n=2, name="a", **asked, resume=resume))
         learn.fit(1)
     run = Run(learn.grad_cam.run.path)
     assert len(run.frames) == 3
-    assert "blå" in run.vocab
+    assert run.vocab == ["blå", r"caf\udce9"] and run.history["label"].isin(run.vocab).all()
+    assert len(run.verdicts) == 0 or run.verdicts["label"].isin(run.vocab).all()
+    atlas = Atlas(run.path / "atlas")
+    assert set(atlas.table["label"]) == set(run.vocab) and atlas.report().exists()
+    assert learn.gradcam_judge(n=8)["label"].isin(run.vocab).all()
+    assert learn.gradcam(Path(learn.dls.valid_ds.items[0]), target=os.fsdecode(b"caf\xe9")).label == run.vocab[1]

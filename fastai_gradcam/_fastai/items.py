@@ -18,7 +18,7 @@ from fastai.vision.core import PILBase, PILImage
 from PIL import Image
 from torch import Tensor
 
-from .._errors import GradCAMError, GradCAMTypeError, NoFileError
+from .._errors import GradCAMError, GradCAMTypeError, NoFileError, spelled
 from .._watch.images import to_image
 from .._watch.nested import tensors
 from .._watch.tasks import as_list
@@ -247,10 +247,10 @@ def item_name(item: Any, index: int, root: Path | None = None) -> str:
     if isinstance(item, (str, Path)):
         path = Path(item)
         try:
-            return path.relative_to(root).as_posix() if root is not None else path.as_posix()
+            return spelled(path.relative_to(root).as_posix() if root is not None else path.as_posix())
         except ValueError:
-            return path.as_posix()
+            return spelled(path.as_posix())
     first = (
         item.iloc[0] if hasattr(item, "iloc") and len(item) else item[0] if isinstance(item, tuple) and item else None
     )
-    return str(first) if isinstance(first, (str, Path)) else f"item {index}"
+    return spelled(str(first)) if isinstance(first, (str, Path)) else f"item {index}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._errors import GradCAMError, warn
+from .._errors import GradCAMError, spelled, warn
 from .schema import HISTORY_COLUMNS, RunInfo
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    # A folder's name need not be UTF-8: such bytes become an escape, which `_names` reads back.
-    return text.encode("utf-8", "backslashreplace")
+    return spelled(text).encode()
 
 
 HEADER = _bytes(_line(HISTORY_COLUMNS))
@@ -119,12 +118,7 @@ def _whole_lines(data: bytes) -> bytes:
 
 
 def _names(info: RunInfo) -> dict[str, str]:
-    "Names of the run by how the file spells them, where that differs: escapes, and in earlier versions one line."
+    "Names of the run by how a file of an earlier version spells them: on one line."
     entries = (label for one in info.panel if (label := one.label) is not None)
     names: Sequence[str] = [str(name) for name in (*(info.vocab or ()), *entries, *info.layers)]
-    return {
-        written: name
-        for name in reversed(names)
-        for written in (_bytes(name).decode(), " ".join(name.splitlines()))
-        if written not in names
-    }
+    return {line: name for name in reversed(names) if (line := " ".join(name.splitlines())) not in names}

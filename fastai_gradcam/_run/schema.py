@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from .._errors import GradCAMError
+from .._errors import GradCAMError, spelled
 from ..measures import MEASURES
 
 __all__ = ["HISTORY_COLUMNS", "SCHEMA_VERSION", "Frame", "FrameEntry", "PanelItem", "RunInfo"]
@@ -129,6 +129,7 @@ class RunInfo:
         """
         if not isinstance(info, dict):
             raise GradCAMError(f"it is {info!r:.60}")
+        info = _as_text(info)
         version = info.get("schema_version")
         if not isinstance(version, int) or isinstance(version, bool):
             raise GradCAMError(f"its schema version is {version!r:.60}")
@@ -154,6 +155,15 @@ class RunInfo:
     def history_bytes(self) -> int | None:
         "How far `history.csv` is whole; `None` in a run of an earlier version, which did not note it."
         return self.frames[-1].history_bytes if self.frames else 0
+
+
+def _as_text(value: Any) -> Any:
+    "Parsed JSON with every string `spelled`, as a run of an earlier version may have names that are not text."
+    if isinstance(value, dict):
+        return {key: _as_text(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_as_text(v) for v in value]
+    return spelled(value) if isinstance(value, str) else value
 
 
 def panel_items(entries: list[Any]) -> list[PanelItem]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._errors import GradCAMError, GradCAMTypeError, one_of
+from .._errors import GradCAMError, GradCAMTypeError, one_of, spelled
 
 __all__ = ["as_list", "class_index", "each", "is_score", "per_image", "side"]
 
@@ -77,6 +77,7 @@ def class_index(
     if not _hashable(target):
         raise GradCAMTypeError(f"A target must be a label or an index, got {target!r}.")
     value = target.item() if hasattr(target, "item") else target
+    value = spelled(value) if isinstance(value, str) else value
     for i, label in enumerate(labels):
         label = label.item() if hasattr(label, "item") else label
         if type(label) is type(value) and label == value:

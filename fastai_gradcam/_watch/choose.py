@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from .._errors import spelled
+
 __all__ = ["is_stream", "label_reader", "name_of", "spread"]
 
 # Labels are read to spread the panel over the classes; beyond this many, a sample of the items says enough.
@@ -59,7 +61,7 @@ def name_of(dataset: Any, index: int) -> str:
     samples = getattr(dataset, "samples", None)
     if isinstance(samples, list) and isinstance(samples[index], tuple) and isinstance(samples[index][0], (str, Path)):
         file, root = Path(samples[index][0]), getattr(dataset, "root", None)
-        return str(file.relative_to(root) if root is not None and file.is_relative_to(root) else file)
+        return spelled(str(file.relative_to(root) if root is not None and file.is_relative_to(root) else file))
     return f"item {index}"
 
 

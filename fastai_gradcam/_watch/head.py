@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import GradCAMError
+from .._errors import GradCAMError, spelled
 from ..targets import class_scores, predicted, regions
 from .asked import class_index
 from .losses import IDENTITY, LOG, SIGMOID, SOFTMAX, VALUE, as_they_are
@@ -45,6 +45,10 @@ class Head:
     activation: str | Callable[[Tensor], Tensor] | None = None
     thresh: float = 0.5
     numbers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocab is not None:
+            object.__setattr__(self, "vocab", [spelled(v) if isinstance(v, str) else v for v in self.vocab])
 
     @property
     def width(self) -> int | None:
