@@ -14,6 +14,7 @@ import pytest
 import torch
 from pages import until
 from PIL import Image
+from processes import Nursery
 from torch import nn
 
 # Side by side (`-n 2`) each process has a core; alone it may use two.
@@ -26,6 +27,9 @@ ARGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+
+
+NURSERY = pytest.StashKey[Nursery]()
 
 
 def pytest_make_parametrize_id(val):
@@ -42,6 +46,18 @@ LONGEST = "test_notebooks.py test_shortcut.py test_endurance.py test_unchanged.p
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish(session):
+    if any("nursery" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config.stash[NURSERY] = Nursery()
+
+
+@pytest.fixture(scope="session")
+def nursery(pytestconfig) -> Nursery:
+    "Starts programs at once: see `processes.Nursery`."
+    yield (made := pytestconfig.stash[NURSERY])
+    made.end()
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +140,13 @@ def open_page(browser):
         context.close()
     assert said == []
     assert asked and all(url.startswith(("file:", "data:")) for url in asked)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    "Runs have frames, maps and history; not a report and pictures of their course, which take half of a small fit."
+    monkeypatch.setattr("fastai_gradcam._watch.core.publish", lambda path: None)
+    monkeypatch.setattr("fastai_gradcam._watch.publish.write_report", lambda *args, **how: None)
 
 
 @pytest.fixture

@@ -49,11 +49,15 @@ class _Watching(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
-def execute(names: list[str], folder: Path) -> dict[str, Executed]:
+def execute(names: list[str], folder: Path, first: str = "") -> dict[str, Executed]:
     """Run the notebooks below `folder`, each in a folder and a kernel of its own, without a network.
 
-    Raises `CellExecutionError` with the cell's traceback where one fails.
+    `first`: what a kernel runs before its notebook. Raises `CellExecutionError` with the cell's traceback where a cell
+    fails.
     """
+    startup = folder / "ipython/profile_default/startup/first.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text(first)
     found = {name: Executed(nbformat.read(EXAMPLES / name, as_version=4)) for name in names}
     asyncio.run(_execute(found, folder))
     return found

@@ -179,18 +179,17 @@ def test_points_have_an_atlas_without_classes(image_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_atlas_that_was_killed_twice_is_the_same_after_resuming(tmp_path):
+def test_an_atlas_that_was_killed_twice_is_the_same_after_resuming(tmp_path, nursery):
     # Steps of the file system: the plan, three in each write, two writes for each of 23 parts.
-    done = python(__file__.replace("test_atlas", "atlases"), "killed", tmp_path, 1, 6, 71, 137)
+    done = nursery.run(__file__.replace("test_atlas", "atlases"), "killed", tmp_path, 1, 6, 71, 137)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("moment")]
     assert len(lines) == 4 and all(line.endswith("missing [], differences: []") for line in lines), lines
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work_and_make_the_same_atlas(tmp_path, atlas):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = python(*launch, __file__.replace("test_atlas", "atlases"), "shared", tmp_path)
+def test_two_processes_share_the_work_and_make_the_same_atlas(tmp_path, atlas, nursery):
+    done = nursery.run(__file__.replace("test_atlas", "atlases"), "shared", tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "rank 0: missing [], manifest True" in done.stdout and "rank 1: missing []" in done.stdout
     assert differences(atlas, Atlas(tmp_path / "gradcam/shared")) == []

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from processes import python
 
 from fastai_gradcam import Run
 
@@ -12,13 +11,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def two_processes(image_folder, tmp_path_factory):
+def two_processes(image_folder, tmp_path_factory, nursery):
     "The lines that both processes reported, and the folder of their runs."
     out = tmp_path_factory.mktemp("distributed")
-    script = Path(__file__).with_name("distributed.py")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    # The limit ends a test that waits for a process which will not come.
-    done = python(*launch, script, image_folder, out, timeout=540)
+    needs = ("training", "fastai.distributed", "accelerate")
+    done = nursery.run(Path(__file__).with_name("distributed.py"), image_folder, out, ranks=2, needs=needs)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout, out
 

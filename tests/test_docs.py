@@ -22,8 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import OrderedDict
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +33,7 @@ import torch
 from documents import DOCUMENTS, ROOT, Block, anchors_of, blocks_of, commands_of, execute, links_of, prose_of, text_of
 from PIL import Image
 from processes import environment
+from small import small_networks, small_resnet
 from torch import nn
 from training import one_thread  # noqa: F401
 
@@ -56,47 +56,6 @@ NOT_RUN = [
 
 
 # --- a reader's folder and names
-
-
-def small_resnet(weights=None, progress=True, classes=1000):
-    "resnet34's parts under resnet34's names, each a hundredth of its size; whatever `weights`, from the same seed."
-    from torchvision.models.resnet import BasicBlock
-
-    def stage(into, out, stride):
-        shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-        return nn.Sequential(BasicBlock(into, out, stride, shortcut))
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        parts = OrderedDict(conv1=nn.Conv2d(3, 8, 7, 2, 3, bias=False), bn1=nn.BatchNorm2d(8), relu=nn.ReLU(True))
-        parts["maxpool"] = nn.MaxPool2d(3, 2, 1)
-        widths = [8, 8, 16, 24, 32]
-        for i in range(4):
-            parts[f"layer{i + 1}"] = stage(widths[i], widths[i + 1], 1 + (i > 0))
-        parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(32, classes)}
-        return nn.Sequential(parts)
-
-
-@contextmanager
-def small_networks():
-    "`small_resnet` where fastai and torchvision have resnet34, with nothing to download and no worker processes."
-    import fastai.vision.all
-    import torchvision
-    from fastai.vision.learner import model_meta
-    from fastcore.foundation import defaults
-
-    from fastai_gradcam.methods import methods
-
-    known = dict(methods)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(model_meta, small_resnet, {**model_meta[torchvision.models.resnet34], "cut": -3})
-        for home in (fastai.vision.all, torchvision.models):
-            patch.setattr(home, "resnet34", small_resnet)
-        patch.setattr(defaults, "cpus", 0)
-        yield
-    # A block may have registered one.
-    for name in methods.keys() - known.keys():
-        del methods[name]
 
 
 def draw(file, colour, rng):
@@ -169,8 +128,8 @@ def learner(epochs=1, **watched):
 
 
 def segmenter():
-    from fastai.vision.all import resnet18
     from fastai.vision.learner import create_unet_model
+    from torchvision.models.resnet import resnet18
 
     net = create_unet_model(resnet18, 2, (64, 64), pretrained=False).eval()
     return {**plain_model(), "segmenter": net, "mask": torch.ones(64, 64)}

@@ -24,7 +24,7 @@ from training import HOOKS, Quiet, assert_whole, differences, left_by, one_threa
 
 from fastai_gradcam import GradCAMCallback, Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 
 # --- which calls make frames -----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from fastai_gradcam._watch.choose import label_reader  # noqa: E402
 from fastai_gradcam._watch.dataset import private  # noqa: E402
 from fastai_gradcam.lightning import GradCAMCallback  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 class Module(lightning.LightningModule):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from processes import python
+from loops import NEEDS
 
 from fastai_gradcam import Run
 
@@ -15,13 +15,10 @@ WHO = ["plain", "lightning", "transformers"]
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, nursery):
     "The lines that both processes reported, and the folder of their runs."
     out = tmp_path_factory.mktemp("distributed")
-    script = Path(__file__).with_name("loops_distributed.py")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    # The limit ends a test that waits for a process which will not come.
-    done = python(*launch, script, out, timeout=400)
+    done = nursery.run(Path(__file__).with_name("loops_distributed.py"), out, ranks=2, needs=NEEDS)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout, out
 

@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from loops import LOOPS, heard, run_of
-from processes import python
+from loops import LOOPS, NEEDS, heard, run_of
 from training import assert_whole, differences, one_thread, statuses  # noqa: F401
 
 from fastai_gradcam import Run
@@ -163,9 +162,9 @@ def test_an_exception_of_the_training_interrupts_the_run(error, who, tmp_path):
 KILLED = 6
 
 
-def test_a_run_killed_at_any_moment_is_whole_and_can_be_resumed(who, tmp_path):
+def test_a_run_killed_at_any_moment_is_whole_and_can_be_resumed(who, tmp_path, nursery):
     count = 20 if who == "fastai" else KILLED
-    done = python(Path(__file__).with_name("killed.py"), who, tmp_path, count)
+    done = nursery.run(Path(__file__).with_name("killed.py"), who, tmp_path, count, needs=NEEDS)
     assert done.returncode == 0, done.stderr[-3000:]
     moments = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("moment ")]
     assert len(moments) == count

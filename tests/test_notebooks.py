@@ -17,12 +17,14 @@ from PIL import Image
 
 FIRST, ANY, FISH = NOTEBOOKS = ("01-first-look.ipynb", "02-any-image.ipynb", "03-is-it-the-fish.ipynb")
 EPOCHS = 6
+# A small network takes the place of resnet18, as in test_docs.py.
+SMALL = "from small import small_networks as _small\n_small = _small()\n_small.__enter__()\n"
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     "All notebooks, executed side by side."
-    return execute(NOTEBOOKS, tmp_path_factory.mktemp("notebooks"))
+    return execute(NOTEBOOKS, tmp_path_factory.mktemp("notebooks"), SMALL)
 
 
 @pytest.fixture(scope="module")

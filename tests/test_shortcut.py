@@ -26,13 +26,6 @@ NEARLY_SILENT = 2
 SEVERE = 0.5
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    "Findings need a run's numbers, not its pictures."
-    monkeypatch.setattr("fastai_gradcam._watch.core.publish", lambda path: None)
-    monkeypatch.setattr("fastai_gradcam._watch.publish.write_report", lambda *args, **how: None)
-
-
 @pytest.fixture(scope="module")
 def fish(tmp_path_factory):
     "`fish(seed, shortcut)`: a folder of 180 pictures, drawn once."

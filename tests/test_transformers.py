@@ -12,7 +12,7 @@ pytest.importorskip("accelerate")
 from fastai_gradcam import GradCAMError, gradcam  # noqa: E402
 from fastai_gradcam.transformers import GradCAMCallback  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 def vit(**config):
