@@ -320,17 +320,19 @@ def fashion(images: int | None) -> str:
 
 def of_photos(images: int | None) -> str:
     x = photos(images or 48, 112)
-    head = f"SqueezeNet 1.1, trained on ImageNet; maps of 6×6 cells; {len(x)} photos of clothing, 112 × 112 pixels."
-    return head + "\n\n" + _table(squeezenet(), x, MEAN, STD)
+    head = "SqueezeNet 1.1, trained on ImageNet, at its last block, `features.12`; maps of 6×6 cells; "
+    head += f"{len(x)} photos of clothing, 112 × 112 pixels."
+    # Its default layer has a map for each class and nothing after it but a mean: nine methods give one map there.
+    return head + "\n\n" + _table(squeezenet(), x, MEAN, STD, layer="features.12")
 
 
-def _table(model: nn.Module, x: Tensor, mean: object, std: object) -> str:
+def _table(model: nn.Module, x: Tensor, mean: object, std: object, layer: str | None = None) -> str:
     with torch.no_grad():
         target = torch.cat([model(part).argmax(1) for part in x.split(32)])
     maps = {
         name: torch.cat(
             [
-                gradcam(model, a, target=t, method=name).maps[0]
+                gradcam(model, a, target=t, method=name, layer=layer).maps[0]
                 for a, t in zip(x.split(16), target.split(16), strict=True)
             ]
         )
