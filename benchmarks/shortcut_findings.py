@@ -1,4 +1,4 @@
-"""What `run.findings()` of the version before judging says of one model, run by `shortcut_peers.py` with that version.
+"""The findings of the version before judging for one model; `shortcut_peers.py` runs it with that version.
 
 python benchmarks/shortcut_findings.py FOLDER   # with net.pt, and valid/LABEL/*.png, all of one size
 

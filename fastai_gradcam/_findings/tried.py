@@ -35,7 +35,7 @@ _SAYS = {
     "the background of a third class turned {control}",
 }
 
-# What to do, and the code that does it: the learner is the user's `learn`, `boxes` are theirs to draw.
+# The next step, and the code that takes it: the learner is the user's `learn`, `boxes` are theirs to draw.
 _MENDS = {
     "cover": "cover it in the training images, train on, and judge again: from fastai_gradcam.guide import CoverPlace; "
     "learn.dls.train.after_item.add(CoverPlace({place})); learn.fine_tune(2);",
