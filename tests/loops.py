@@ -18,7 +18,7 @@ from training import Quiet, flat, random_states
 from fastai_gradcam import GradCAMCallback, Run, Watch
 
 VOCAB = ["red", "green", "blue"]
-# What a process of its own imports for the loops (`processes.Nursery`).
+# The imports of the loops in a process of their own (`processes.Nursery`).
 NEEDS = ("fastai.vision.all", "lightning.pytorch", "transformers.trainer")
 SIZE, BATCH = 12, 4
 
