@@ -350,9 +350,21 @@ def test_typical_images_have_pictures_as_the_model_sees_them(judged):
     assert typical <= set(judged.shown)
 
 
-def test_what_cannot_be_judged_leaves_a_note(learn):
+def test_any_loader_is_judged_by_its_own_images(learn):
     atlas = made(learn, "training images", dl=learn.dls.train, judge=True)
-    assert "Nothing was judged" in atlas.notes[0] and len(atlas.verdicts) == 0
+    assert atlas.notes == [] and len(atlas.verdicts)
+    labels = [learn.dls.vocab[learn.dls.train_ds[i][1]] for i in atlas.trials["index"]]
+    lends = atlas.trials.test.isin(["transplant", "cover"])
+    assert all(a == b for a, b, used in zip(labels, atlas.trials.label, lends, strict=True) if used)
+
+
+def test_what_cannot_be_judged_leaves_a_note(learn, monkeypatch):
+    def refused(*_, **__):
+        raise GradCAMError("One class only.")
+
+    monkeypatch.setattr("fastai_gradcam._fastai.atlas.judging_set", refused)
+    atlas = made(learn, "not judged", judge=True)
+    assert atlas.notes == ["Nothing was judged. One class only."] and len(atlas.verdicts) == 0
 
 
 # --- without torch

@@ -30,9 +30,8 @@ def run_atlas(options: Namespace) -> int:
     # The names of the images are those below the folder that was given.
     learn.dls.path = options.data
     dl = learn.dls.test_dl(files, with_labels=True)
-    atlas = learn.gradcam_atlas(
-        dl, options.out.parent, options.out.name, options.layer, "true", options.method, options.resume, judge=False
-    )
+    path, name = options.out.parent, options.out.name
+    atlas = learn.gradcam_atlas(dl, path, name, options.layer, "true", options.method, options.resume)
     if atlas.missing:
         print(f"{atlas}: this process is done; the last one writes the page")
         return 0

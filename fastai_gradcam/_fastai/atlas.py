@@ -63,10 +63,6 @@ class Making:
     rank: int = 0
     world: int = 1
 
-    @property
-    def of_validation(self) -> bool:
-        return self.dl is None or self.dl is getattr(self.learn.dls, "valid", None)
-
 
 @patch
 def gradcam_atlas(
@@ -87,7 +83,8 @@ def gradcam_atlas(
     - `path`: the folder of runs (default `learn.path/"gradcam"`); `name`: the atlas's folder in it (default: the
       time). `resume=True` goes on with the atlas of that name: parts that are there are kept.
     - `layer`, `target`, `method`, `masks`: as in `GradCAMCallback`, but one layer and one class for each image.
-    - `judge`: whether interventions say what classes depend on, as `learn.gradcam_judge` does, by 200 images.
+    - `judge`: whether interventions say what classes depend on, as `learn.gradcam_judge` does, by 200 of the
+      images.
 
     One pass over the loader; prediction, loss and map come from the same look, and memory does not grow with the
     number of images. Under `torchrun` or `accelerate launch` each process makes the parts of its number, and whoever
@@ -215,12 +212,10 @@ def _finish(making: Making, viewer: Viewer, store: Store, plan: Plan) -> None:
 
 def _judge(making: Making, viewer: Viewer) -> list[str]:
     "Holds the interventions into the folder; notes, where that cannot be done."
-    if not making.of_validation:
-        return ["Nothing was judged: interventions take images of the validation set, and this atlas is of others."]
     learn, folder = making.learn, making.folder
     try:
         with undisturbed(), judging_bar(learn) as bar:
-            images = judging_set(learn, masks=making.masks)
+            images = judging_set(learn, masks=making.masks, dl=viewer.dl)
             verdicts = judged(unwrap(making.learn.model), images, viewer.layer, making.method, progress=bar)
     except GradCAMError as error:
         return [f"Nothing was judged. {error}"]

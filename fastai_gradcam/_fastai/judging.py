@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
@@ -35,14 +36,17 @@ from .tasks import task_of
 __all__ = ["drawn_by", "judged_task", "judging_bar", "judging_set", "stacked"]
 
 
-def judging_set(learn: Learner, n: int = MOST, seed: int = 12345, masks: Masks = None) -> JudgingSet:
-    """Up to `n` validation images of `learn`, each class as often as any other, decoded each time they are read.
+def judging_set(
+    learn: Learner, n: int = MOST, seed: int = 12345, masks: Masks = None, dl: DataLoader | None = None
+) -> JudgingSet:
+    """Up to `n` images of the loader `dl` (default: of validation), each class as often as any other.
 
-    `masks`: as in `GradCAMCallback`; a list belongs to `items=`, and is passed over. Raises `GradCAMError` for a task
-    that cannot be judged.
+    They are decoded each time they are read. `masks`: as in `GradCAMCallback`; a list belongs to `items=`, and is
+    passed over. Raises `GradCAMError` for a task that cannot be judged.
     """
     task = judged_task(learn)
-    chosen = chosen_of(learn, min(n, len(learn.dls.valid_ds)), seed)
+    asked = learn.dls.valid if dl is None else dl
+    chosen = chosen_of(learn, min(n, len(asked.dataset)), seed, dl)
     find = None if masks is None or isinstance(masks, (list, tuple)) else finder(masks)
     # The chosen are in the order of their classes, and images of one batch lend each other content.
     order = random.Random(seed).sample(range(len(chosen.indices)), len(chosen.indices))

@@ -55,7 +55,7 @@ def build_panel(
     """
     _refuse_what_is_no_image(learn.dls)
     dls = of_one_process(learn.dls)
-    chosen = _choose(learn, dls, n, items, seed, need_labels)
+    chosen = _choose(dls, n, items, seed, need_labels)
     find = finder(masks, None if items is None else len(chosen.names))
     seen: list[Seen] = []
     found: list[np.ndarray | None] = []
@@ -79,12 +79,13 @@ def build_panel(
     )
 
 
-def chosen_of(learn: Learner, n: int, seed: int) -> _Chosen:
-    "`n` images of the validation set, spread over the classes by `seed`."
-    return _choose(learn, of_one_process(learn.dls), n, None, seed, True)
+def chosen_of(learn: Learner, n: int, seed: int, dl: DataLoader | None = None) -> _Chosen:
+    "`n` images of the loader `dl` (default: the validation set's), spread over the classes by `seed`."
+    dls = learn.dls if dl is None else DataLoaders(dl, dl, path=learn.dls.path)
+    return _choose(of_one_process(dls), n, None, seed, True)
 
 
-def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int, need_labels: bool) -> _Chosen:
+def _choose(dls: DataLoaders, n: int, items: Any, seed: int, need_labels: bool) -> _Chosen:
     "`items`, or `n` images of the validation set."
     valid, root = getattr(dls, "valid_ds", None), getattr(dls, "path", None)
     if items is not None:
@@ -112,7 +113,7 @@ def _choose(learn: Learner, dls: DataLoaders, n: int, items: Any, seed: int, nee
             "needs a fastai DataLoader, such as DataLoaders.from_dsets(train, valid) makes."
         )
     dl = dls.valid.new(shuffle=False, drop_last=False, num_workers=0)
-    indices = _checked(items, size) if items is not None else _spread(learn, n, seed)
+    indices = _checked(items, size) if items is not None else _spread(valid, n, seed)
     sources = [item_at(getattr(valid, "items", None), i) for i in indices]
     return _Chosen(dl, indices, sources, [item_name(s, i, root) for s, i in zip(sources, indices, strict=True)])
 
@@ -212,9 +213,8 @@ def item_at(items: Any, index: int) -> Any:
     return items.iloc[index] if hasattr(items, "iloc") else items[index]
 
 
-def _spread(learn: Learner, n: int, seed: int) -> list[int]:
-    "`n` indices into the validation set, each class as often as any other, grouped by class."
-    valid = learn.dls.valid_ds
+def _spread(valid: Any, n: int, seed: int) -> list[int]:
+    "`n` indices into the data set `valid`, each class as often as any other, grouped by class."
     if n > len(valid):
         warn(f"The panel takes all {len(valid)} images of the validation set, not n={n}.")
     return spread(len(valid), _labels_to_spread_over(valid), n, seed)
