@@ -40,8 +40,7 @@ def gradcam(
       for each item, `contrast` or `segment` of labels, or a callable `output -> (N,)` scores. A regression has
       `"score"` and `"-score"`, of several outputs `"score 1"` and `"-score 1"`.
     - `layer`: `None` (the last with space), an int `i` (`learn.model[0][i]`; a body with one child alone stands for
-      that child), `"all"` (each of these, at least four where a network has so many), a dotted name, a module, or a
-      list of these.
+      that child), `"all"` (each of these, at least four), a dotted name, a module, or a list of these.
     - `method`: a name in `fastai_gradcam.methods.methods`, or a callable `(activations, gradients) -> maps`.
     - `input`: of a learner with several inputs, the one that is shown and explained; 0 is the first image.
 

@@ -169,7 +169,7 @@ def labelled(tmp_path_factory):
     return path / "learner.pkl"
 
 
-@pytest.mark.parametrize("layer", [[], ["--layer", "all"]])
+@pytest.mark.parametrize("layer", [[], ["--layer", "0.0"]])
 def test_explain_gives_each_image_its_own_maps_whatever_the_number_of_its_labels(labelled, tmp_path, capsys, layer):
     images = of_colours(tmp_path / "images", ["blue", "red", "white"])
     assert main(["explain", str(labelled), str(images), "--out", str(tmp_path / "out"), "--json", *layer]) == 0

@@ -70,7 +70,7 @@ def test_nine_of_the_highest_losses_fit_a_screen_and_say_their_losses(learn):
     assert list(dict.fromkeys(losses.tolist())) == list(dict.fromkeys(c.loss for c in cams))
     cell = cams[0]._cell(several=True)
     assert cell.title == f"{cams[0].actual} · loss {losses.tolist()[0]:.2f}"
-    assert cell.note == f"map of {cams[0].label} {cams[0].prob:.0%}"
+    assert cell.note == f"map of {cams[0].label} ({cams[0].prob:.0%})"
     images = [cams[0].image.copy() for _ in range(9)]
     pairs = CAMList([replace(cam, image=image) for image in images for cam in cams[:2]])
     pairs.columns, pairs.tile = cams.columns, cams.tile

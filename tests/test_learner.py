@@ -39,7 +39,7 @@ from PIL import Image
 from torch import nn
 from training import differences, one_thread, state_around, tiny, tiny_learner  # noqa: F401
 
-from fastai_gradcam import CAM, gradcam
+from fastai_gradcam import CAM, GradCAMError, gradcam
 from fastai_gradcam.learner import CAMList, resolve_layer
 from fastai_gradcam.render import colormap
 
@@ -412,12 +412,12 @@ class Named(nn.Module):
         self.model.feature_info = [{"module": name} for name in stages]
 
 
-FEW = nn.Sequential(nn.Sequential(*[nn.Sequential(nn.ReLU()) for _ in "ab"]), nn.ReLU())
+FEW = nn.Sequential(nn.Sequential(*[nn.Sequential(nn.ReLU()) for _ in "abc"]), nn.ReLU())
 BODIES = {
     "a child alone stands for its children": (nn.Sequential(nn.Sequential(*map(nn.ReLU, [False] * 5))), "0.0.", 5),
-    "few children are looked into": (FEW, "0.", 3),
+    "few children are looked into": (FEW, "0.", 4),
     "enough children are not": (nn.Sequential(*[nn.Sequential(nn.ReLU(), nn.ReLU()) for _ in "abcd"]), "0.", 4),
-    "stages of timm": (Named(["layer1", "layer2"]), "0.model.layer", 2),
+    "stages of timm": (Named(["layer1", "layer2", "layer3", "layer4"]), "0.model.layer", 4),
 }
 
 
@@ -428,6 +428,12 @@ def test_all_layers_are_at_least_four_where_a_network_has_them(body):
     names = resolve_layer(learn, "all")
     assert len(names) == len(set(names)) == count and all(name.startswith(start) for name in names)
     assert resolve_layer(learn, -1) == [names[-1]]
+
+
+def test_all_layers_of_a_network_of_fewer_than_four_are_an_error_that_names_them():
+    model = nn.Sequential(nn.Sequential(nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU())), nn.Linear(1, 1))
+    with pytest.raises(GradCAMError, match=r"has 3: name those you want, layer=\['0.0.0', '0.0.1', '0.0.2'\]"):
+        resolve_layer(mock.Mock(model=model), "all")
 
 
 @pytest.mark.slow
@@ -598,10 +604,10 @@ def test_a_map_alone_is_large_enough_to_see_and_is_named(learn, photo):
     predicted = f"predicted {cam.pred} {cam.pred_prob:.0%}"
     assert (cam._cell().title, cam._cell().subtitle) == (cam.title(), "")
     asked = learn.gradcam(photo, target=other)
-    assert (asked._cell().title, asked._cell().subtitle) == (f"map of {asked.title()}", predicted)
+    assert (asked._cell().title, asked._cell().subtitle) == (f"map of {other} ({asked.prob:.0%})", predicted)
     assert cam._cell().note == "" and learn.gradcam(photo, layer=1)._cell().note == "layer 0.1"
     titles = [cell.title for cell in cells_of(learn.gradcam(photo, target=[cam.pred, other]))]
-    assert titles == [f"map of {cam.title()}", f"map of {asked.title()}"]
+    assert titles == [f"map of {one.label} ({one.prob:.0%})" for one in (cam, asked)]
 
 
 def cells_of(cams):

@@ -33,15 +33,15 @@ def notes(*given, **more):
 
 
 def test_a_map_that_is_not_of_the_prediction_names_its_class():
-    assert notes() == ["map of dress 23%", "", ""]
+    assert notes() == ["map of dress (23%)", "", ""]
     assert notes(("shorts", "hat", "shorts")) == ["", "", ""]  # target="pred"
-    assert notes(("hat", "hat", "hat")) == ["map of hat 23%", "", "map of hat 23%"]  # target="hat"
+    assert notes(("hat", "hat", "hat")) == ["map of hat (23%)", "", "map of hat (23%)"]  # target="hat"
 
 
 def test_several_layers_and_classes_are_named_each():
-    assert notes(layers=("0.6", "0.7"))[:4] == ["0.6 · map of dress 23%", "0.7 · map of dress 23%", "0.6", "0.7"]
+    assert notes(layers=("0.6", "0.7"))[:4] == ["0.6 · map of dress (23%)", "0.7 · map of dress (23%)", "0.6", "0.7"]
     named = notes(classes=2)
-    assert named == ["map of dress 23%", "map of hat 23%"] * 3
+    assert named == ["map of dress (23%)", "map of hat (23%)"] * 3
 
 
 def test_an_image_without_a_prediction_or_class_says_nothing_of_it():

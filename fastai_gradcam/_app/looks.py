@@ -19,8 +19,9 @@ from PIL import Image, ImageOps
 
 from .._errors import GradCAMError
 from .._fastai.cams import CAM, CAMList
-from .._fastai.explain import Top, resolve_layer
+from .._fastai.explain import FEWEST, Top, stages_of
 from .._fastai.tasks import task_of
+from .._net.layers import unwrap
 from ..methods import methods
 from ..targets import contrast
 
@@ -68,7 +69,7 @@ class Looks:
     def layers(self) -> list[str]:
         "The layers to offer: the children of the model's body, or of the model."
         try:
-            return resolve_layer(self.learn, "all")
+            return stages_of(unwrap(self.learn.model), FEWEST)
         except GradCAMError:
             return [name for name, _ in self.learn.model.named_children()]
 

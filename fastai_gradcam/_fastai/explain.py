@@ -25,7 +25,19 @@ from .prepare import prepared, split
 from .private import private
 from .tasks import task_of
 
-__all__ = ["BOTH", "Seen", "Top", "explain", "image_at", "model_input", "resolve_layer", "see", "see_item"]
+__all__ = [
+    "BOTH",
+    "FEWEST",
+    "Seen",
+    "Top",
+    "explain",
+    "image_at",
+    "model_input",
+    "resolve_layer",
+    "see",
+    "see_item",
+    "stages_of",
+]
 
 # The target of `plot_top_gradcams`: the class that was predicted and the one that is true.
 BOTH = object()
@@ -38,7 +50,7 @@ class Top(int):
 # Images that the model is shown at once.
 _MOST = 32
 # A body of fewer stages is looked into for those inside.
-_FEWEST = 4
+FEWEST = 4
 
 
 @dataclass
@@ -191,16 +203,22 @@ def resolve_layer(learn: Learner, layer: Any) -> list[str]:
 
     A body with one child alone stands for that child. For `"all"`, a body of fewer than four children is looked into as
     well. The layers of a network of timm are its stages, as its `feature_info` has them. Raises `GradCAMError` for a
-    layer that does not exist, with those that do.
+    layer that does not exist, with those that do, and for `"all"` where there are fewer than four.
     """
     model = unwrap(learn.model)
     if isinstance(layer, str) and layer == "all":
-        return _stages(model, _FEWEST)
+        names = stages_of(model, FEWEST)
+        if len(names) < FEWEST:
+            raise GradCAMError(
+                f'layer="all" shows the stages of a network, at least {FEWEST}, and this one has {len(names)}: name '
+                f"those you want, layer={names}."
+            )
+        return names
     several = as_list(layer)
     if several:
         return [name for one in several for name in resolve_layer(learn, one)]
     if isinstance(layer, int) and not isinstance(layer, bool):
-        stages = _stages(model, 2)
+        stages = stages_of(model, 2)
         if not -len(stages) <= layer < len(stages):
             holder = stages[0].rpartition(".")[0].replace(".", "][")
             raise GradCAMError(
@@ -210,7 +228,7 @@ def resolve_layer(learn: Learner, layer: Any) -> list[str]:
     return [name for name, _ in named_layers(model, layer)]
 
 
-def _stages(model: nn.Module, least: int) -> list[str]:
+def stages_of(model: nn.Module, least: int) -> list[str]:
     "The children of `model`'s body; while they are fewer than `least`, plain containers give way to their children."
     body = model[0] if isinstance(model, nn.Sequential) and len(model) else None
     # timm's networks, which are no sequences, say themselves what their stages are.

@@ -50,11 +50,12 @@ def map_note(target: Any, probability: float | None, pred: Any, always: bool = F
     """Which class a map is of, unless that is the prediction: every picture says it by this rule.
 
     >>> map_note("dress", 0.23, "shorts"), map_note("shorts", 0.8, "shorts")
-    ('map of dress 23%', '')
+    ('map of dress (23%)', '')
     """
     if target is None or target == "" or (target == pred and not always):
         return ""
-    return f"map of {prediction(target, probability)}"
+    unknown = probability is None or probability != probability
+    return f"map of {target}" if unknown else f"map of {target} ({probability:.0%})"
 
 
 def brief(text: str, length: int = 60) -> str:

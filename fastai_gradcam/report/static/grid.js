@@ -81,7 +81,9 @@ function extraParts(item) {
   const target = className('target', state, item);
   if (target && (classCount > 1 || target !== className('pred', state, item))) {
     const name = make('bdi', { className: 'name', title: target }, ...flexible(target));
-    parts.push(make('span', { className: 'target' }, 'map of', name, percent(value('prob', state, item))));
+    const prob = value('prob', state, item);
+    const known = prob === null || prob === undefined ? [] : [`(${percent(prob)})`];
+    parts.push(make('span', { className: 'target' }, 'map of', name, ...known));
   }
   const [, , column] = SORTS.find(([name]) => name === state.sort);
   if (column) parts.push(make('span', { textContent: `${MEASURES[column][0].toLowerCase()} ${inNumbers(column, value(column, state, item))}` }));
