@@ -15,7 +15,9 @@ import pytest
 from notebooks import EXAMPLES, Executed, execute, is_finished_bar, machine_paths
 from PIL import Image
 
-FIRST, ANY, FISH = NOTEBOOKS = ("01-first-look.ipynb", "02-any-image.ipynb", "03-is-it-the-fish.ipynb")
+FIRST, ANY, FISH, MEND = NOTEBOOKS = (
+    "01-first-look.ipynb", "02-any-image.ipynb", "03-is-it-the-fish.ipynb", "04-mend-it.ipynb",
+)  # fmt: skip
 EPOCHS = 6
 # A small network takes the place of resnet18, as in test_docs.py.
 SMALL = "from small import small_networks as _small\n_small = _small()\n_small.__enter__()\n"
@@ -98,6 +100,13 @@ def test_one_grid_stands_below_fastais_table(found):
     tables = [table for table in shown(found[FIRST], "fit_one_cycle", "text/html") if "valid_loss" in table]
     assert len(tables) == 1 and tables[0].count("<tr") == 1 + EPOCHS
     assert heat(picture(found[FIRST], "fit_one_cycle", "image/jpeg")) > 0.02
+
+
+def test_no_progress_bar_is_left(found):
+    for notebook in found.values():
+        for cell in code_cells(notebook):
+            left = [o for o in cell.outputs if "<progress " in o.get("data", {}).get("text/html", "")]
+            assert not left, cell.source
 
 
 @pytest.mark.slow
@@ -197,6 +206,31 @@ def test_the_shortcut_is_found_and_only_there(found):
     rows = {row.split("  ")[0]: [float(x) for x in row.split()[-4:]] for row in table.splitlines()[1:]}
     (right, on_fish, _, _), (right_by_cards, on_fish_by_cards, _, _) = rows["plain"], rows["with cards"]
     assert right_by_cards > 0.8 > right and on_fish > 0.35 > 0.25 > on_fish_by_cards
+
+
+# ------------------------------------------------------------------------------------------------ mend it
+
+
+def test_the_tag_is_named_and_after_boxes_on_a_few_pictures_it_turns_no_other(found):
+    text = " ".join("".join(o.text for o in cell_with(found[MEND], "before.findings()").outputs).split())
+    assert text.startswith("confirmed") and text.count("confirmed") == 1 and "turned" in text and "into Trout" in text
+    assert "GradCAMGuide(boxes, weight=4)" in text
+    (table,) = shown(found[MEND], "def tried(run)", "text/html")
+    names = [re.sub("<.*?>", "", cell) for cell in re.findall("<th>.*?</th>", table)]
+    cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td>.*?</td>", table)]
+    columns = len(cells) // 3
+    rows = {name: cells[i * columns : (i + 1) * columns] for i, name in enumerate(names[-3:])}
+    assert [row[-1] for row in rows.values()] == ["shortcut", "shortcut", "clear"] and list(rows)[-1] == "guided"
+    bare, others, patches = ([float(row[i]) for row in rows.values()] for i in (1, 2, 3))
+    assert bare[2] > 0.4 > 0.1 > max(bare[:2])
+    assert min(others[:2]) > 0.8 > 0.1 > others[2] and min(patches[:2]) > 0.8 > 0.1 > patches[2]
+
+
+def test_the_patches_and_both_networks_are_shown(found):
+    assert heat(picture(found[MEND], 'watched("before"', "image/jpeg")) > 0.02
+    assert heat(picture(found[MEND], "before.compare(guided", "image/jpeg")) > 0.02
+    magenta = picture(found[MEND], "patches/*Trout*")
+    assert ((magenta[..., 0] > 200) & (magenta[..., 1] < 80) & (magenta[..., 2] > 150)).mean() > 0.01
 
 
 # --------------------------------------------------------------------------------------------- as stored

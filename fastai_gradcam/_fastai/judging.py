@@ -110,7 +110,6 @@ def judging_bar(learn: Learner, doing: str = "judging") -> Iterator[Callable[[fl
     bar = progress_bar(range(100), leave=False)
     bar.comment = doing
     shown = [0]
-    bar.on_iter_begin()
     bar.update(0)
 
     def show(share: float) -> None:
