@@ -2,7 +2,7 @@
 
     python benchmarks/guide.py train --work FOLDER --data FOLDER   # trains, a line per model; resumable
     python benchmarks/guide.py table --work FOLDER                 # the tables, of the models there are
-    python benchmarks/guide.py cost --work FOLDER                  # time per step, guided beside plain, in turns
+    python benchmarks/guide.py cost --work FOLDER                  # time and memory of a step, guided beside plain
 
 A mark is put into a corner of every training picture of one class. Groups that the training has not: pictures of that
 class whose mark is missing, and pictures of other classes that bear it (swapped). Each remedy begins with the model
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.vision.all import (
+    Callback,
     CrossEntropyLossFlat,
     DataLoaders,
     Flip,
@@ -214,24 +215,48 @@ def table(args: argparse.Namespace) -> None:
         print()
 
 
+class Kept(Callback):
+    "`most`: the bytes that a step keeps for its backward pass, each tensor once; of the epoch's steps, the most."
+
+    run_valid, most = False, 0
+
+    def before_batch(self) -> None:
+        self.kept: dict[int, int] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+        self.hooks.__enter__()
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def before_backward(self) -> None:
+        self.hooks.__exit__(None, None, None)
+        self.most = max(self.most, sum(self.kept.values()))
+
+
 def cost(args: argparse.Namespace) -> None:
-    """Seconds of an epoch of the drawn fish, plain and guided in turns, as ratios to the plain epoch beside it."""
+    """An epoch of the drawn fish, guided beside plain in turns: processor time, and what a step keeps, as ratios."""
     p = fish(args.work)
-    ratios: dict[str, list[float]] = {}
+    ratios: dict[str, list[tuple[float, float]]] = {}
     for turn in range(5):
-        spent = {}
-        for share in (0.0, 0.05, 1.0):
+        plain = (1.0, 1.0)
+        for share, second in ((0.0, True), (0.05, False), (0.05, True), (1.0, False), (1.0, True)):
             learn = learner(p, p.x, network("fish", len(p.names), Path()), turn)
             if share:
-                learn.add_cb(GradCAMGuide(boxes(p, 0, share, np.random.default_rng(turn)), WEIGHT))
-            learn.fit(1)  # the first epoch finds the layer
+                given = boxes(p, 0, share, np.random.default_rng(turn))
+                learn.add_cb(GradCAMGuide(given, WEIGHT, second_order=second))
+            kept = Kept()
+            learn.fit(1, cbs=kept)  # this epoch finds the layer, and is not timed
             began = time.process_time()
             learn.fit(1)
-            spent[share] = time.process_time() - began
-        for share, seconds in spent.items():
-            ratios.setdefault(f"{share:.0%}", []).append(seconds / spent[0.0])
-    for share, each in ratios.items():
-        print(f"{share} of boxes: {np.median(each):.2f} times ({min(each):.2f} … {max(each):.2f})")
+            found = time.process_time() - began, kept.most
+            plain = plain if share else found
+            name = f"{share:.0%} of boxes, {'second' if second else 'first'} order"
+            ratios.setdefault(name if share else "plain", []).append((found[0] / plain[0], found[1] / plain[1]))
+    for name, each in ratios.items():
+        seconds, kept_bytes = zip(*each, strict=True)
+        print(f"{name}: {np.median(seconds):.2f} times the time ({min(seconds):.2f} … {max(seconds):.2f}), "
+              f"{np.median(kept_bytes):.2f} times the memory for a backward pass")  # fmt: skip
 
 
 def main() -> None:
