@@ -1,6 +1,7 @@
 """`GradCAMCallback` in a Lightning `Trainer`: which images, when, and what is said of them."""
 
 import pickle
+import random
 import warnings
 from typing import ClassVar
 
@@ -365,6 +366,41 @@ def test_a_set_that_cannot_be_copied_whole_is_read_by_a_copy_of_the_rest():
     own = private(one)
     assert own[0] == 1 and one.reads == [0] and own.rows is one.rows
     assert private(ConcatDataset([one]))[1] == 1 and one.reads == [0]
+
+
+RNG, SEEN = random.Random(0), []
+
+
+class Careless(Images):
+    "Keeps what it has read on its class and in globals, and gives what depends on it."
+
+    reads_of_all = 0
+
+    def __init__(self):
+        super().__init__(2)
+        around = random.Random(0)
+        self.transform = lambda x: x * (around.random() + RNG.random())
+
+    def __getitem__(self, i):
+        Careless.reads_of_all += 1
+        SEEN.append(i)
+        x, y = super().__getitem__(i)
+        return self.transform(x), y
+
+
+def test_what_a_data_set_keeps_on_its_class_and_in_globals_is_as_if_nobody_had_looked(fit):
+    class Nothing(lightning.Callback):
+        run = None
+
+    left = []
+    for callback in (Nothing(), GradCAMCallback(n=3)):
+        RNG.seed(0)
+        SEEN.clear()
+        Careless.reads_of_all = 0
+        fit(callback, Careless(), max_epochs=1)
+        left.append((RNG.getstate(), list(SEEN), Careless.reads_of_all))
+    assert left[0] == left[1] and left[0][2] > 0
+    assert statuses(callback.run) == ["ok", "ok"]
 
 
 def test_labels_of_a_set_with_a_transform_are_read_without_it():

@@ -23,7 +23,7 @@ from .judging import BATCH, JudgingSet
 from .panel import Panel
 from .tasks import Task
 
-__all__ = ["Asked", "Source", "judging_set", "make_panel", "private"]
+__all__ = ["Asked", "Source", "judging_set", "make_panel", "private", "read_by"]
 
 _LABELS = ("labels", "label", "label_ids", "target", "targets", "y")
 _IMAGES = ("pixel_values", "image", "images", "x", "inputs")
@@ -46,6 +46,12 @@ class Source:
     mean: Any = None
     std: Any = None
     train: Any = None
+
+
+def read_by(source: Source) -> list[Any]:
+    "What runs when the data set is read: its class, and all that it keeps but the data, such as transforms."
+    kept = vars(source.dataset).values() if hasattr(source.dataset, "__dict__") else ()
+    return [type(source.dataset), *(value for value in kept if not _is_data(value)), source.collate]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..run import Run
 from .core import Subject, Unwatchable, Watcher, number
-from .dataset import Asked, Source, judging_set, make_panel
+from .dataset import Asked, Source, judging_set, make_panel, read_by
 from .faults import Faults
 from .judging import JudgingSet
 from .settings import Settings
@@ -65,7 +65,7 @@ class Trained:
 
             subject = Subject(
                 ref(model), lambda: model, lambda: self._asked.loss_func, arch=type(model).__name__, judging=judging,
-                trained=lambda: self._epochs * _length(source().train),
+                trained=lambda: self._epochs * _length(source().train), beside=lambda: read_by(source()),
             )  # fmt: skip
             settings = self._settings
             if settings.name is not None and self._runs:
