@@ -41,10 +41,18 @@ def pytest_make_parametrize_id(val):
 
 
 # Files that take longest begin first, so that the other process has something to do until the end.
-LONGEST = "test_notebooks.py test_shortcut.py test_endurance.py test_unchanged.py test_docs.py test_faults.py".split()
+LONGEST = """
+test_docs.py test_shortcut.py test_notebooks.py test_unchanged.py test_report.py test_models.py test_faults.py
+test_real.py test_loops_faults.py test_events.py test_endurance.py test_examples.py test_atlas.py
+""".split()
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
+    for item in items:
+        # Chromium takes half a second for a page, and two to start.
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

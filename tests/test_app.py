@@ -214,6 +214,7 @@ def choose(page, at, words):
     page.locator(f"{at} [role=option][aria-label='{words}']").click()
 
 
+@pytest.mark.slow
 def test_upload_click_on_a_class_layer_method_opacity_and_words(visit, site, learn, photos):
     (page,) = visit()
     upload(page, photos[0])
@@ -238,6 +239,7 @@ def test_upload_click_on_a_class_layer_method_opacity_and_words(visit, site, lea
     assert np.array_equal(np.asarray(Image.open(kept / "image.png")), np.asarray(cam.image))
 
 
+@pytest.mark.slow
 def test_a_broken_file_gets_a_sentence_and_no_map_of_another_image(visit, photos, learn, tmp_path):
     (page,) = visit()
     upload(page, photos[0])
@@ -250,6 +252,7 @@ def test_a_broken_file_gets_a_sentence_and_no_map_of_another_image(visit, photos
     assert page.locator("#map img").count() == 0
 
 
+@pytest.mark.slow
 def test_two_classes_several_images_and_the_report(visit, site, photos, learn):
     (page,) = visit()
     upload(page, photos[0])
@@ -270,6 +273,7 @@ def test_two_classes_several_images_and_the_report(visit, site, photos, learn):
     assert answer.text() == (site[2].path / "report.html").read_text() and "text/html" in answer.headers["content-type"]
 
 
+@pytest.mark.slow
 def test_eight_visitors_at_once_see_the_maps_of_their_own_images(visit, photos, learn):
     pages = visit(len(photos))
     for page, photo in zip(pages, photos, strict=True):

@@ -36,6 +36,7 @@ def atlas(learn):
 # --- what it holds
 
 
+@pytest.mark.slow
 def test_each_image_has_a_row_in_the_order_of_the_data_set(atlas, learn):
     table = atlas.table
     assert list(table.columns) == ROW_COLUMNS
@@ -44,6 +45,7 @@ def test_each_image_has_a_row_in_the_order_of_the_data_set(atlas, learn):
     assert table.target.tolist() == table.label.tolist()
 
 
+@pytest.mark.slow
 def test_predictions_and_losses_are_those_of_the_learner(atlas, learn):
     probs, y, losses = learn.get_preds(with_loss=True)
     table = atlas.table
@@ -62,6 +64,7 @@ def test_maps_are_those_of_learn_gradcam(atlas, learn):
         assert atlas.table.evidence[i] == pytest.approx(float(cam.map.sum()), rel=1e-4, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_the_model_runs_once_for_each_image_and_once_to_begin(learn, tmp_path):
     class Counting(torch.nn.Flatten):
         seen = 0
@@ -78,6 +81,7 @@ def test_the_model_runs_once_for_each_image_and_once_to_begin(learn, tmp_path):
     assert Counting.seen == 91
 
 
+@pytest.mark.slow
 def test_nothing_of_the_learner_changes(learn):
     before = state_around(learn.model)
     made(learn, "unchanged", judge=True)
@@ -87,6 +91,7 @@ def test_nothing_of_the_learner_changes(learn):
         assert same, name
 
 
+@pytest.mark.slow
 def test_another_loader_is_seen_in_order_and_without_augmentation(image_folder, tmp_path):
     with Quiet():
         learn = tiny_learner(image_folder, tmp_path, batch_tfms=aug_transforms())
@@ -95,6 +100,7 @@ def test_another_loader_is_seen_in_order_and_without_augmentation(image_folder, 
     assert differences(one, other) == []
 
 
+@pytest.mark.slow
 def test_masks_give_the_share_of_attention_inside(image_folder, tmp_path):
     with Quiet():
         learn = tiny_learner(image_folder, tmp_path)
@@ -129,6 +135,7 @@ def test_settings_that_do_not_fit_are_refused(settings, words, atlas, learn):
     assert not (learn.path / "gradcam/refused/parts").exists()
 
 
+@pytest.mark.slow
 def test_resuming_with_other_weights_is_refused(tmp_path):
     learn = atlas_learner(tmp_path)
     made(learn, "a")
@@ -155,6 +162,7 @@ def test_a_damaged_plan_and_a_damaged_part_are_named(learn, tmp_path):
 # --- in pieces
 
 
+@pytest.mark.slow
 def test_missing_parts_are_named_and_made_by_resuming(atlas, learn):
     again = made(learn, "again")
     for k in (3, 4):
@@ -263,6 +271,7 @@ def test_the_least_typical_images_are_those_that_look_elsewhere(two_habits):
     assert all(i % 10 == 0 for i in row.atypical) and not any(i % 10 == 0 for i in row.typical)
 
 
+@pytest.mark.slow
 def test_a_habit_of_its_own_is_found_and_is_the_most_suspicious(two_habits):
     first = two_habits.groups.iloc[0]
     assert (first.label, first.images, first.taken_for) == ("a", 40, "b")
@@ -273,6 +282,7 @@ def test_a_habit_of_its_own_is_found_and_is_the_most_suspicious(two_habits):
     assert (two_habits.groups.label == "b").sum() == 1  # one habit, however many could be cut out of it
 
 
+@pytest.mark.slow
 def test_no_habit_is_flagged_before_interventions_confirm_a_shortcut(two_habits, tmp_path):
     assert not two_habits.groups.flagged.any() and set(two_habits.groups.verdict) == {""}
     judged = drawn(tmp_path)
@@ -305,6 +315,7 @@ def test_two_atlases_are_compared_by_class_and_by_name(two_habits, atlas, tmp_pa
     assert len(two_habits.compare(atlas)) == 0
 
 
+@pytest.mark.slow
 def test_parts_in_parquet_give_the_same_table(two_habits, tmp_path):
     pytest.importorskip("pyarrow", reason="rows are CSV where pyarrow is not installed")
     table = drawn(tmp_path).table
@@ -333,6 +344,7 @@ def judged(learn):
     return made(learn, "judged", judge=True)
 
 
+@pytest.mark.slow
 def test_interventions_are_held_and_their_trials_name_images(judged):
     manifest = json.loads((judged.path / "atlas.json").read_text())
     assert manifest["images"] == 90 and manifest["notes"] == []
@@ -342,6 +354,7 @@ def test_interventions_are_held_and_their_trials_name_images(judged):
     assert all(a == b for a, b, used in zip(labels, judged.trials.label, lends, strict=True) if used)
 
 
+@pytest.mark.slow
 def test_typical_images_have_pictures_as_the_model_sees_them(judged):
     assert judged.shown
     for i in judged.shown:
@@ -370,6 +383,7 @@ def test_what_cannot_be_judged_leaves_a_note(learn, monkeypatch):
 # --- without torch
 
 
+@pytest.mark.slow
 def test_an_atlas_is_read_without_torch_and_fastai(judged, tmp_path):
     code = f"""
 import sys
@@ -424,6 +438,7 @@ def test_fiftyone_gets_samples_with_the_map_as_a_heatmap(two_habits, monkeypatch
 # --- the callback and the command
 
 
+@pytest.mark.slow
 def test_the_callback_makes_one_after_each_fit_and_the_training_stays_the_same(image_folder, tmp_path):
     with Quiet():
         learn = tiny_learner(image_folder, tmp_path / "with", cbs=GradCAMCallback(n=2, atlas=True, judge=None))
@@ -439,6 +454,7 @@ def test_the_callback_makes_one_after_each_fit_and_the_training_stays_the_same(i
     assert np.allclose(atlas.table.loss, losses, atol=1e-5)  # of the second fit
 
 
+@pytest.mark.slow
 def test_an_atlas_that_fails_does_not_end_the_training(image_folder, tmp_path):
     cb = GradCAMCallback(n=2, atlas=True, judge=None, target=["red", "blue"])
     with Quiet():
@@ -448,6 +464,7 @@ def test_an_atlas_that_fails_does_not_end_the_training(image_folder, tmp_path):
     assert learn.grad_cam.run.status == "finished"
 
 
+@pytest.mark.slow
 def test_the_command_makes_an_atlas_and_its_page(image_folder, tmp_path, capsys, monkeypatch):
     with Quiet():
         learn = tiny_learner(image_folder, tmp_path)

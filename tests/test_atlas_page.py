@@ -34,6 +34,7 @@ def page_file(large):
     return large.report()
 
 
+@pytest.mark.slow
 def test_the_page_of_10_000_images_is_small_and_has_them_all(page_file, large):
     assert page_file == large.path / "atlas.html"
     assert page_file.stat().st_size < 5_000_000
@@ -42,6 +43,7 @@ def test_the_page_of_10_000_images_is_small_and_has_them_all(page_file, large):
     assert set(data["images"]) == {str(i) for i in large.shown}
 
 
+@pytest.mark.slow
 def test_findings_are_said_in_words(page_file, open_page):
     page = open_page(page_file)
     words = page.inner_text(".found")
@@ -112,6 +114,7 @@ def test_names_and_labels_do_no_harm(tmp_path, open_page):
     assert page.locator("#classes tbody tr").count() == n
 
 
+@pytest.mark.slow
 def test_many_images_and_classes_are_cut_to_what_a_page_holds(tmp_path, monkeypatch):
     import fastai_gradcam.report.atlas as page
 

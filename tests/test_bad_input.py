@@ -226,6 +226,7 @@ LOOKS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LOOKS)
 def test_a_look_that_does_not_fit_is_named_with_what_would(what, learn, photo):
     arguments, words = LOOKS[what]

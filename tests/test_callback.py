@@ -70,6 +70,7 @@ def tuned(image_folder, tmp_path_factory, request):
     return SimpleNamespace(learn=learn, run=run, panel=learn.grad_cam.panel, logs=learn.kept.logs)
 
 
+@pytest.mark.slow
 def test_fine_tune_has_a_frame_before_training_and_one_after_each_epoch_of_both_fits(tuned):
     run = tuned.run
     assert [(f["frame"], f["fit"], f["epoch"]) for f in run.frames] == [(0, 0, -1), (1, 0, 0), (2, 1, 0), (3, 1, 1)]
@@ -80,6 +81,7 @@ def test_fine_tune_has_a_frame_before_training_and_one_after_each_epoch_of_both_
         assert names == [f"frame-{k:03d}.{suffix}" for k in range(4)]
 
 
+@pytest.mark.slow
 def test_run_json_says_what_the_design_says(tuned):
     info = json.loads((tuned.run.path / "run.json").read_text())
     assert set(info) >= set(
@@ -306,6 +308,7 @@ def test_a_data_block_of_a_table_names_its_images_by_their_file(image_folder, tm
     assert run.status == "finished" and len(run.history) == 8
 
 
+@pytest.mark.slow
 def test_a_network_of_one_channel_is_watched_in_grey(image_folder, tmp_path):
     block = DataBlock(
         (ImageBlock(PILImageBW), CategoryBlock),
@@ -330,6 +333,7 @@ class Stripes(torch.utils.data.Dataset):
         return x, i % 3
 
 
+@pytest.mark.slow
 def test_data_and_a_network_of_plain_pytorch_are_watched(tmp_path):
     model = nn.Sequential(tiny()[:3], nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)))
     dls = DataLoaders.from_dsets(Stripes(), Stripes(), bs=3, num_workers=0)

@@ -74,6 +74,7 @@ def test_a_batch_equals_its_images_one_by_one_for_costly_methods_too(tiny_net, m
     assert together.maps[0].max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*linear_methods, "eigengradcam", "gradcam+noise", "layercam+aug", "xgradcam+eigen"])
 def test_scaling_the_logit_scales_the_raw_map(resnet, x, method):
     once = gradcam(resnet, x, layer="layer3", target=lambda out: out[:, 2], method=method).maps[0]
@@ -512,6 +513,7 @@ def test_a_graph_of_the_callers_can_still_be_propagated_back(restless):
     assert restless.fc.bias.grad is not None
 
 
+@pytest.mark.slow
 def test_training_with_a_look_in_every_step_gives_the_same_weights(x):
     def train(look):
         torch.manual_seed(1)
@@ -631,6 +633,7 @@ def test_no_tensor_outlives_an_error(resnet, x):
     assert _live_tensors() == before
 
 
+@pytest.mark.slow
 def test_a_model_that_was_looked_at_is_let_go():
     import weakref
 

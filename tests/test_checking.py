@@ -34,11 +34,13 @@ def checked(tmp_path_factory):
     return learn, left_by(plain), left_by(learn), Run(path / "run")
 
 
+@pytest.mark.slow
 def test_a_checked_training_is_the_same_to_the_last_bit(checked):
     _, plain, left, run = checked
     assert differences(plain, left) == [] and run.status == "finished"
 
 
+@pytest.mark.slow
 def test_every_so_many_epochs_and_before_the_first_the_frame_has_the_maps_scores(checked):
     run = checked[-1]
     assert checked_frames(run) == [0, 2] and list(run.frames[2]["metrics"])[:2] == ["train_loss", "valid_loss"]
@@ -66,6 +68,7 @@ def test_the_report_shows_its_course(checked, open_page):
     assert "ROAD" in page.content()
 
 
+@pytest.mark.slow
 def test_a_watch_checks_too_and_leaves_the_training_as_it_is(net, data, tmp_path):  # noqa: F811
     other = copy.deepcopy(net)
     torch.manual_seed(5)
@@ -80,6 +83,7 @@ def test_a_watch_checks_too_and_leaves_the_training_as_it_is(net, data, tmp_path
     assert sorted(set(watch.run.checks.frame)) == [0, 1, 2, 3], "a run that goes on keeps what was checked"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
 def test_a_check_that_fails_costs_a_warning_and_no_frame(tmp_path, monkeypatch, on_error):
     from fastai_gradcam._watch import checking
@@ -99,6 +103,7 @@ def test_a_check_that_fails_costs_a_warning_and_no_frame(tmp_path, monkeypatch, 
     assert [f["status"] for f in run.frames] == ["ok", "ok"] and checked_frames(run) == [] and run.checks.empty
 
 
+@pytest.mark.slow
 def test_a_run_that_was_not_checked_has_an_empty_table_and_no_scores(net, data, tmp_path):  # noqa: F811
     with watching(net, data, tmp_path) as watch:
         watch(0)

@@ -460,6 +460,7 @@ def test_report_is_made_again_from_the_folder(trained, tmp_path, capsys):
     assert (tmp_path / "again.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -552,6 +553,7 @@ def test_a_report_that_cannot_be_written_there_is_a_sentence(out, words, capsys,
     assert words.format(place) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_is_made_by_the_thresholds_that_are_given(capsys, tmp_path):
     run = make_run(tmp_path / "run", n=6, frames=6)
     told = []

@@ -231,6 +231,7 @@ def report_says(run, sound):
 READERS = {"run": run_says, "findings": findings_say, "pictures": pictures_say, "report": report_says}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damage_is_named_and_costs_nothing_else(damage, reader, damaged, sound):
@@ -243,6 +244,7 @@ def test_a_damage_is_named_and_costs_nothing_else(damage, reader, damaged, sound
         assert said == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_of_a_sound_run_nothing_is_said(reader, damaged, sound):
     assert READERS[reader](damaged, sound) == []
@@ -261,6 +263,7 @@ def test_a_damaged_row_costs_itself_and_no_other(damage, damaged):
     pd.testing.assert_frame_equal(left, whole.drop(index=lost).reset_index(drop=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [name for name, (_, says) in DAMAGES.items() if says in (UNREADABLE, UNFIT)])
 def test_damaged_maps_cost_their_frame_alone(damage, damaged, sound):
     DAMAGES[damage][0](damaged.path)
@@ -272,6 +275,7 @@ def test_damaged_maps_cost_their_frame_alone(damage, damaged, sound):
     assert [cells is not None for cells in data["maps"][0]["cells"]] == [True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["an image gone", "an image of garbage"])
 def test_an_image_that_cannot_be_read_is_drawn_grey(damage, damaged, sound):
     whole = Run(sound)

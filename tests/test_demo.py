@@ -41,21 +41,25 @@ def pixels(path):
     return np.asarray(Image.open(path)).astype(int)
 
 
+@pytest.mark.slow
 def test_the_layout_is_that_of_the_kaggle_set(plain):
     expected = {f"{name}/{name}{gt}/0000{i}.png" for name in KAGGLE for gt in ("", " GT") for i in (1, 2)}
     assert set(digests(plain)) == expected
     assert species == KAGGLE
 
 
+@pytest.mark.slow
 def test_one_seed_draws_the_same_bytes_twice(plain, tmp_path):
     assert digests(make_fish(tmp_path, per_species=2, seed=3, size=96)) == digests(plain)
 
 
+@pytest.mark.slow
 def test_a_larger_set_begins_with_the_smaller_one(plain, tmp_path):
     smaller = digests(make_fish(tmp_path, per_species=1, seed=3, size=96))
     assert smaller.items() <= digests(plain).items()
 
 
+@pytest.mark.slow
 def test_another_seed_draws_other_pictures(plain, tmp_path):
     other = digests(make_fish(tmp_path, per_species=2, seed=4, size=96))
     assert not set(other.values()) & set(digests(plain).values())
@@ -90,6 +94,7 @@ def test_masks_lie_on_the_fish(tmp_path, monkeypatch):
         assert (seen & mask).sum() > 0.8 * (seen | mask).sum()
 
 
+@pytest.mark.slow
 def test_the_shortcut_changes_the_picture_beside_the_fish_only(plain, tagged):
     for before, after in zip(fish_items(plain), fish_items(tagged), strict=True):
         assert fish_mask(before).read_bytes() == fish_mask(after).read_bytes()
@@ -100,6 +105,7 @@ def test_the_shortcut_changes_the_picture_beside_the_fish_only(plain, tagged):
         assert max(np.ptp(ys), np.ptp(xs)) < 0.3 * 96, "more than one tag changed"
 
 
+@pytest.mark.slow
 def test_a_tag_tells_its_species_and_each_species_has_another(plain, tagged):
     colours = {}
     for before, after in zip(fish_items(plain), fish_items(tagged), strict=True):

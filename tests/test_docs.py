@@ -485,6 +485,7 @@ def test_messages_that_are_quoted_are_those_of_the_source():
     assert not occurs("There is no runn in …: it has no run.json.", known)
 
 
+@pytest.mark.slow
 def test_every_warning_is_explained():
     quotes = quoted(text_of("docs/troubleshooting.md"))
     warned = [m for m in messages("warn", "self.say", "errors.append", "self._errors.append") if re.search(r"\w{4}", m)]
@@ -507,10 +508,12 @@ def make_api():
     return module
 
 
+@pytest.mark.slow
 def test_the_reference_is_up_to_date(make_api):
     assert make_api.FILE.read_text(encoding="utf-8") == make_api.page(), "run python docs/make_api.py"
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_public_name_and_no_empty_entry(make_api):
     import fastai_gradcam
 

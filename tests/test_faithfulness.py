@@ -156,6 +156,7 @@ def test_a_removed_share_is_exact_where_a_map_is_mostly_zero():
     assert counted[-1] == 29
 
 
+@pytest.mark.slow
 def test_ties_are_broken_at_random_by_the_seed_and_not_by_place():
     model, x = net_with_space(), torch.rand(1, 3, 16, 16)
     maps = torch.zeros(1, 4, 4)

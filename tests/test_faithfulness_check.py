@@ -54,6 +54,7 @@ def table():
     return check(Spots(), spots(40), methods=["gradcam", cold], layers=["look"], metrics=["road", "average_drop"])
 
 
+@pytest.mark.slow
 def test_a_map_of_what_the_network_uses_is_better_than_each_baseline_and_its_opposite_is_not(table):
     assert list(table.columns) == COLUMNS and len(table) == 2 * 2 * 5
     road = table[table.metric == "road"].set_index(["method", "baseline"])
@@ -62,6 +63,7 @@ def test_a_map_of_what_the_network_uses_is_better_than_each_baseline_and_its_opp
     assert np.allclose(road.difference, road.score - road.baseline_score, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_differences_are_positive_where_the_map_is_better_whatever_the_metrics_direction(table):
     drop = table[table.metric == "average_drop"].set_index(["method", "baseline"])
     assert drop.loc[("gradcam", "centre"), "score"] < drop.loc[("gradcam", "centre"), "baseline_score"]
@@ -113,6 +115,7 @@ def test_what_does_not_exist_is_quoted_with_what_does(how, says):
         check(Spots(), spots(2), **how)
 
 
+@pytest.mark.slow
 def test_networks_that_have_learned_nothing_get_no_certificate():
     x, better = spots(30, size=16), []
     for seed in range(8):
@@ -128,6 +131,7 @@ def test_networks_that_have_learned_nothing_get_no_certificate():
 # --- the learner
 
 
+@pytest.mark.slow
 def test_a_learners_maps_are_checked_on_its_validation_images(make_learner):
     learn = make_learner()
     before = copy.deepcopy(learn.model.state_dict())
@@ -141,6 +145,7 @@ def test_a_learners_maps_are_checked_on_its_validation_images(make_learner):
     assert made.equals(learn.gradcam_check(layer=[-1, 6], metrics="average_drop", n=4))
 
 
+@pytest.mark.slow
 def test_a_learners_images_may_be_chosen_and_are_imputed_in_pixel_space(make_learner, monkeypatch):
     from fastai_gradcam._faithfulness import road as module
 

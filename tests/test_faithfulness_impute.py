@@ -41,6 +41,7 @@ def hottest_half(height, width, n=1):
     return maps >= maps.flatten(1).median(1).values[:, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (24, 17), (64, 64), (1, 12), (2, 3)], ids=str)
 @pytest.mark.parametrize("kind", ["scattered", "blobs", "all but one"])
 def test_impute_is_the_solution_of_the_equation(size, kind):
@@ -55,6 +56,7 @@ def test_impute_is_the_solution_of_the_equation(size, kind):
         assert torch.equal(got[:, ~mask], image[:, ~mask])
 
 
+@pytest.mark.slow
 def test_impute_agrees_with_pytorch_grad_cams_solver_on_large_images():
     from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 

@@ -162,6 +162,7 @@ def test_where_the_attention_is_instead():
     assert "centred" not in only(findings(apart))["text"]
 
 
+@pytest.mark.slow
 def test_with_the_masks_area_attention_is_judged_against_chance():
     run = history(trout(items=(12,), mask_share=0.3))
     assert findings(run).empty
@@ -596,6 +597,7 @@ def test_it_is_said_what_was_looked_for_and_what_could_not_be():
     assert "Not looked for" not in checks_in_words(checks(history()))
 
 
+@pytest.mark.slow
 def test_what_could_not_be_looked_for_is_not_found():
     for given in ({"mask_share": None}, {"correct": None}):
         rows = many_kinds().assign(**given)
@@ -649,6 +651,7 @@ def test_the_most_severe_comes_first():
         assert KINDS[kind][0] <= severity <= KINDS[kind][1]
 
 
+@pytest.mark.slow
 def test_more_images_and_stronger_numbers_are_more_severe():
     def severity(items, share):
         return only(findings(history(trout(items=items, mask_share=share))))["severity"]
@@ -657,6 +660,7 @@ def test_more_images_and_stronger_numbers_are_more_severe():
     assert severity((12,), 0.15) < severity((12,), 0.1)
 
 
+@pytest.mark.slow
 def test_the_table_stays_short():
     labels = [f"class {i}" for i in range(16)]
     rng = np.random.default_rng(1)
@@ -726,6 +730,7 @@ def test_findings_leave_the_history_alone():
     pd.testing.assert_frame_equal(run, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HISTORY)
 def test_no_column_is_needed(name):
     run = many_kinds()

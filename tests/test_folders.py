@@ -31,6 +31,7 @@ def fish(tmp_path_factory):
     return make_fish(tmp_path_factory.mktemp("fish"), per_species=5, size=48)
 
 
+@pytest.mark.slow
 def test_the_fish_layout_has_nine_classes_and_masks_that_are_no_class(fish):
     folder = read_folder(fish)
     dls = folder.dataloaders(32, bs=4)
@@ -40,6 +41,7 @@ def test_the_fish_layout_has_nine_classes_and_masks_that_are_no_class(fish):
     assert folder.masks(folder.items[0]).parent.name.endswith(" GT")
 
 
+@pytest.mark.slow
 def test_a_fifth_of_each_class_is_for_validation_and_the_seed_chooses_it(fish):
     valid = read_folder(fish, seed=1).dataloaders(32, bs=4).valid_ds.items
     assert sorted(f.parent.name for f in valid) == sorted(species)
@@ -88,6 +90,7 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
         read_folder(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_network_from_scratch_begins_with_blocks_that_change_nothing(fish):
     learn = scratch_learner(read_folder(fish).dataloaders(32, bs=4), resnet18)
     block = learn.model[0][4][1].eval()
@@ -136,6 +139,7 @@ class Beside(nn.Module):
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [NoPool, Beside])
 def test_a_network_that_cannot_be_cut_is_named(tmp_path, monkeypatch, arch):
     monkeypatch.setattr("fastai_gradcam._cli.train._network", lambda name: arch)
@@ -145,6 +149,7 @@ def test_a_network_that_cannot_be_cut_is_named(tmp_path, monkeypatch, arch):
         train(folder, Training(tmp_path / "runs", size=32, bs=2), say=noop)
 
 
+@pytest.mark.slow
 def test_fewer_images_than_a_batch_are_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
     folder, said = read_folder(draw(tmp_path / "images", "cat", "dog")), []

@@ -243,6 +243,7 @@ def _both(net, layer, x, index=1, variants=4):
         return replay, replay(changed.clone(), index), replay._whole(changed.clone(), index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
@@ -464,6 +465,7 @@ def wide():
     return net, torch.randn(2, 3, 48, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", gradient_free)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target", [1, lambda output: output[:, 1]], ids=["class", "callable"])
@@ -477,6 +479,7 @@ def test_a_network_in_half_precision_has_the_map_of_its_weights(wide, method, dt
     assert [(p, p.dtype, p._version) for p in net.parameters()] == weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", gradient_free)
 def test_autocast_and_channels_last_give_the_map_of_float32(wide, method):
     net, x = wide
@@ -631,6 +634,7 @@ def small_and_large():
     ).eval()
 
 
+@pytest.mark.slow
 def test_ablation_cam_is_pytorch_grad_cams_where_the_score_is_positive_and_the_layer_has_zeros():
     net, x = _network("resnet18"), torch.randn(1, 3, 64, 64)
     target = int(net(x)[0].argmax())
@@ -683,6 +687,7 @@ def test_pytorch_grad_cams_score_cam_upsamples_from_corner_to_corner(small_and_l
 # In a learner
 
 
+@pytest.mark.slow
 def test_a_learner_and_the_callback_take_them_with_options(make_learner, image_folder):
     from fastai_gradcam import GradCAMCallback
 

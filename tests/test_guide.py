@@ -300,6 +300,7 @@ class Bfloat16(Callback):
         self.autocast.__exit__(None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "others, fit",
     [

@@ -65,6 +65,7 @@ def _run_the_tutorials_code_unchanged(learn, x, cls):
     return cam_maps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [0, 2])
 def test_the_tutorials_code_gives_gradcams_map_at_every_layer(learn, cls):
     x = learn.dls.test_dl(learn.dls.valid_ds.items[:1]).one_batch()[0]
@@ -83,6 +84,7 @@ def test_the_tutorials_code_gives_gradcams_map_at_every_layer(learn, cls):
     assert _hooks(learn.model) == 0
 
 
+@pytest.mark.slow
 def test_the_tutorials_code_works_in_a_frozen_body(frozen):
     x = frozen.dls.test_dl(frozen.dls.valid_ds.items[:1]).one_batch()[0]
     made = gradcam(frozen.model, x, layer=list(frozen.model[0]), target=1, method=_signed)
@@ -124,6 +126,7 @@ def _reference(model, x, cls):
     return {name: (t.detach(), t.grad) for name, t in kept.items()}
 
 
+@pytest.mark.slow
 def test_hooks_on_all_modules_at_once_store_what_a_network_without_in_place_operations_has(learn):
     model, x = learn.model.eval(), torch.randn(2, 3, 64, 64)
     expected = _reference(model, x, 1)
@@ -144,6 +147,7 @@ def test_hooks_on_all_modules_at_once_store_what_a_network_without_in_place_oper
     assert _hooks(model) == 0
 
 
+@pytest.mark.slow
 def test_hooks_together_on_one_module_work_on_every_kind_of_module_of_a_frozen_body(frozen):
     model, x = frozen.model.eval(), torch.randn(2, 3, 32, 32)
     expected = _reference(model, x.clone().requires_grad_(), 1)

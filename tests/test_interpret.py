@@ -98,6 +98,7 @@ def test_a_number_of_images_below_one_is_refused(learn, number):
         interp.plot_top_gradcams(number)
 
 
+@pytest.mark.slow
 def test_rows_and_columns_are_as_in_show_results(learn):
     def size(**how):
         return learn.show_gradcam(max_n=4, shuffle=False, **how).grid().size

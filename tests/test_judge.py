@@ -102,6 +102,7 @@ def verdict(verdicts, test, label="rows"):
     return table[(table["test"] == test) & (table["label"] == label)].iloc[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "network", "tests"),
     [
@@ -122,6 +123,7 @@ def test_a_network_that_looks_only_at_it_is_named_by_the_tests_that_take_or_give
     assert set(verdicts.shortcuts["label"]) == {"rows"}, verdicts.shortcuts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", ["stamp", "corner", "frame", "cast", "background"])
 def test_a_network_that_looks_only_at_the_object_is_clear_whatever_lies_beside_it(extra):
     verdicts = judge(Filters(), pictures(extra, 240), NAMES)
@@ -130,6 +132,7 @@ def test_a_network_that_looks_only_at_the_object_is_clear_whatever_lies_beside_i
         assert verdict(verdicts, test)["verdict"] == "clear", (test, verdicts.table)
 
 
+@pytest.mark.slow
 def test_a_network_that_looks_at_a_corner_is_named_with_the_place_and_not_by_a_patch_pasted_elsewhere():
     verdicts = judge(Filters("magenta", 1.0, corner()), pictures("corner"), NAMES)
     assert verdicts.outcomes.places[0] == "top left corner"
@@ -137,6 +140,7 @@ def test_a_network_that_looks_at_a_corner_is_named_with_the_place_and_not_by_a_p
     assert verdicts.suspicion["rows"].spread < 0.02
 
 
+@pytest.mark.slow
 def test_the_objects_background_blurred_or_swapped_does_not_matter_to_a_network_that_looks_at_the_object():
     row = verdict(judge(Filters(), pictures("stamp", 240), NAMES), "blur_away")
     assert row["effect"] == 0 and row["control"] == 1 and row["verdict"] == "clear"
@@ -145,6 +149,7 @@ def test_the_objects_background_blurred_or_swapped_does_not_matter_to_a_network_
 # --- promises
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_verdicts_and_another_seed_other_trials():
     data, network = pictures("stamp"), Filters("magenta")
     one, same, other = (judge(network, data, NAMES, seed=seed) for seed in (1, 1, 2))
@@ -168,6 +173,7 @@ class Noting(Filters):
         return super().forward(self.drop(self.norm(x)))
 
 
+@pytest.mark.slow
 def test_judging_leaves_the_model_its_gradients_and_all_random_generators_as_they_were():
     network, data = Noting().train(), pictures("stamp")
     network.drop.eval()
@@ -178,6 +184,7 @@ def test_judging_leaves_the_model_its_gradients_and_all_random_generators_as_the
     assert network.log == log
 
 
+@pytest.mark.slow
 def test_a_set_is_shown_at_most_twelve_times_counted_at_the_model_itself():
     shown = []
 
@@ -196,6 +203,7 @@ def test_a_set_is_shown_at_most_twelve_times_counted_at_the_model_itself():
     assert judge(Shown("magenta"), data, NAMES, layer="conv", passes=4).passes <= 4
 
 
+@pytest.mark.slow
 def test_batches_are_read_twice_and_none_is_kept():
     alive, most = [0], [0]
 
@@ -215,6 +223,7 @@ def test_batches_are_read_twice_and_none_is_kept():
     assert most[0] <= 3, "batches are held"
 
 
+@pytest.mark.slow
 def test_progress_grows_to_its_end():
     seen = []
     judge(Filters("magenta"), pictures("stamp"), NAMES, progress=seen.append)
@@ -233,6 +242,7 @@ def test_ctrl_c_leaves_at_once_and_the_model_as_it_was():
     assert differences(before, state_around(network)) == []
 
 
+@pytest.mark.slow
 def test_a_row_for_each_class_and_test_in_columns_that_are_fixed():
     verdicts = judge(Filters("magenta"), pictures("stamp"), NAMES)
     assert tuple(verdicts.table.columns) == COLUMNS
@@ -246,6 +256,7 @@ def test_a_row_for_each_class_and_test_in_columns_that_are_fixed():
     assert list(two.table["test"][:2]) == ["cover", "transplant"]
 
 
+@pytest.mark.slow
 def test_the_patches_and_pictures_that_decided_are_kept_with_the_verdict():
     verdicts = judge(Filters("magenta"), pictures("stamp"), NAMES)
     patches = verdicts.outcomes.patches[0]
@@ -257,6 +268,7 @@ def test_the_patches_and_pictures_that_decided_are_kept_with_the_verdict():
         assert one.was != 0 and one.became == 0 and not torch.equal(one.before, one.after)
 
 
+@pytest.mark.slow
 def test_many_classes_with_few_images_show_together_what_none_of_them_shows_alone():
     few = judge(Filters("magenta"), pictures("stamp", n=24), NAMES)
     pooled, alone = few.pooled.set_index("test"), few.table[few.table["label"] == "rows"].set_index("test")
@@ -409,6 +421,7 @@ def test_spread_and_distance_by_hand():
 # --- as a run keeps it
 
 
+@pytest.mark.slow
 def test_a_judgement_is_read_back_from_a_run_folder_as_it_was_written(tmp_path):
     from fastai_gradcam._run.verdicts import read_table
 

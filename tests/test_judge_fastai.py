@@ -56,6 +56,7 @@ def callback(path, **settings):
     return GradCAMCallback(n=3, path=path, name="run", **settings)
 
 
+@pytest.mark.slow
 def test_a_learner_is_judged_by_its_validation_images(tmp_path):
     table = learner(tmp_path).gradcam_judge()
     assert tuple(table.columns) == COLUMNS
@@ -111,6 +112,7 @@ def plain(tmp_path_factory):
     return left_by(learn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", ["end", "every"])
 def test_a_training_that_is_judged_is_the_same_to_the_last_bit_and_has_verdicts_and_loud_findings(
     plain, tmp_path, judge
@@ -164,6 +166,7 @@ def test_the_code_that_the_finding_of_a_shortcut_ends_with_runs_as_it_stands(ext
     assert ("boxes" in code) != (code.partition("(")[0] in added)
 
 
+@pytest.mark.slow
 def test_without_judging_no_finding_is_loud(tmp_path):
     learn = learner(tmp_path)
     learn.fit(1, 1e-5, cbs=callback(tmp_path, judge=None))
@@ -172,6 +175,7 @@ def test_without_judging_no_finding_is_loud(tmp_path):
     assert (run.findings()["severity"] < 0.5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of luck")])
 def test_ctrl_c_and_failures_end_the_judging_and_nothing_else(plain, tmp_path, monkeypatch, error):
     def fail(*args, **kwargs):
@@ -186,6 +190,7 @@ def test_ctrl_c_and_failures_end_the_judging_and_nothing_else(plain, tmp_path, m
     assert run.status == "finished" and len(run.frames) == 3 and (run.path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_cannot_be_judged_goes_on_and_the_run_keeps_the_reason(tmp_path):
     learn = learner(tmp_path, loss=BCEWithLogitsLossFlat())
     with warnings.catch_warnings():
@@ -200,6 +205,7 @@ def test_judging_passes_at_most_a_tenth_of_what_the_training_passed_but_no_fewer
     assert all(images_for(n) * PASSES <= n / 10 for n in range(6000, 24_000, 371))
 
 
+@pytest.mark.slow
 def test_watch_judges_its_own_images_in_a_plain_loop(tmp_path):
     x, y, masks = (torch.cat(part) for part in zip(*pictures("stamp", 48), strict=True))
     network = Filters("magenta")
@@ -248,6 +254,7 @@ def command(capsys, folder, *words):
     return status, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_command_judges_an_exported_learner_by_a_folder_and_keeps_what_decided(exported, tmp_path, capsys):
     status, out, err = command(capsys, exported, "--out", tmp_path / "judged", "--test", "transplant")
     assert status == 0 and err == ""

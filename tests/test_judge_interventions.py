@@ -117,6 +117,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(interventions))
 def test_an_intervention_is_what_its_slow_copy_makes_pixel_by_pixel(name, pairs):
     before = pairs.x.clone()

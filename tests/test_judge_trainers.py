@@ -92,6 +92,7 @@ def by_transformers(path, **settings):
 BOTH = pytest.mark.parametrize("train", [by_lightning, by_transformers])
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_training_is_judged_by_its_validation_set_and_the_same_to_the_last_bit(train, tmp_path):
     with quiet():

@@ -22,6 +22,7 @@ def test_a_list_of_fastais_own_kind_is_a_list_of_items(learn, image_folder):
     assert isinstance(cams, CAMList) and [c.pred for c in cams] == [learn.gradcam(f).pred for f in files]
 
 
+@pytest.mark.slow
 def test_the_vocabulary_and_an_L_of_labels_are_several_classes(learn):
     item = learn.dls.valid_ds.items[0]
     assert [c.label for c in learn.gradcam(item, target=learn.dls.vocab)] == list(learn.dls.vocab)
@@ -36,6 +37,7 @@ def test_a_callable_target_keeps_the_prediction(learn):
     assert (cam.pred, cam.pred_prob, cam.target) == (plain.pred, plain.pred_prob, None)
 
 
+@pytest.mark.slow
 def test_an_image_of_no_known_class_is_watched_for_its_prediction(learn, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     stranger = tmp_path / "elsewhere" / "stranger.png"

@@ -51,6 +51,7 @@ def _network(name):
     return net.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "layer", "channels", "space"), _defaults, ids=[d[0] for d in _defaults])
 def test_the_default_layer_is_the_last_with_space_that_takes_part(name, size, layer, channels, space):
     captum = pytest.importorskip("captum.attr")
@@ -90,6 +91,7 @@ def _captum_parts(captum, net, module, x, target):
     return captum, gradients[0].detach(), activations[0].detach()
 
 
+@pytest.mark.slow
 def test_training_networks_with_several_outputs_stay_in_training_mode():
     net = _network("googlenet").train()
     made = gradcam(net, torch.randn(2, 3, 64, 64), target=1)
@@ -394,6 +396,7 @@ def test_a_layer_of_another_kind_is_quoted(tiny_net, layer):
     assert "a module, a dotted name, or a list of these" in str(error.value) or "There is no layer" in str(error.value)
 
 
+@pytest.mark.slow
 def test_unwrapping_finds_the_users_own_network(tiny_net):
     assert unwrap(tiny_net) is tiny_net
     assert unwrap(nn.DataParallel(tiny_net)) is tiny_net

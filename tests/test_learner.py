@@ -150,6 +150,7 @@ def test_a_list_of_items_gives_each_its_own_cam_in_order(learn, photo, image_fol
     assert isinstance(learn.gradcam([photo]), CAMList)
 
 
+@pytest.mark.slow
 def test_more_items_than_a_batch_holds_are_all_explained(learn, photo, image_folder):
     files = [photo, *get_image_files(image_folder)] * 4
     cams = learn.gradcam(files)
@@ -168,6 +169,7 @@ def test_images_of_different_sizes_stand_in_one_list(image_folder, tmp_path, pho
         agrees_with_predict(cam, learn, image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, method", [((24, 48), "crop"), ((48, 24), "squish"), (40, "pad")])
 def test_an_image_need_not_be_square_and_is_shown_as_the_model_sees_it(image_folder, tmp_path, photo, size, method):
     how = {"crop": ResizeMethod.Crop, "squish": ResizeMethod.Squish, "pad": ResizeMethod.Pad}[method]
@@ -390,6 +392,7 @@ def test_layers_are_named_in_every_way(learn, photo):
     assert isinstance(learn.gradcam(photo, layer=[2]), CAMList)
 
 
+@pytest.mark.slow
 def test_all_layers_are_the_children_of_the_body_in_order(make_learner, photo):
     learn = make_learner()  # resnet18
     cams = learn.gradcam(photo, target="red", layer="all")
@@ -520,6 +523,7 @@ def test_nothing_is_changed_when_an_item_cannot_be_explained(learn, photo, tmp_p
     assert differences(before, state_around(learn.model)) == []
 
 
+@pytest.mark.slow
 def test_a_look_in_the_middle_of_a_training_changes_nothing(image_folder, tmp_path, photo):
     from fastai.callback.core import Callback
 
@@ -625,6 +629,7 @@ def test_a_cam_of_a_large_image_is_shown_no_larger_than_a_notebook_is_wide(image
         assert image.width < 500
 
 
+@pytest.mark.slow
 def test_learn_gradcam_is_there_when_fastai_is_imported_after_this_package():
     code = "from fastai_gradcam import GradCAMCallback; from fastai.vision.all import *; "
     code += "print(Learner.gradcam.__module__)"

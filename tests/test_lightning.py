@@ -80,6 +80,7 @@ def fit(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_panel_is_of_the_validation_set_spread_over_its_classes(fit, tmp_path):
     run = assert_whole(fit(GradCAMCallback(n=6)).path)
     assert run.path.parent == tmp_path / "gradcam"
@@ -91,6 +92,7 @@ def test_the_panel_is_of_the_validation_set_spread_over_its_classes(fit, tmp_pat
     assert fit(GradCAMCallback(n=6)).settings["seed"] == 12345
 
 
+@pytest.mark.slow
 def test_frames_are_of_the_model_at_the_end_of_each_epoch(fit):
     from fastai_gradcam import gradcam
 
@@ -113,6 +115,7 @@ def test_frames_are_of_the_model_at_the_end_of_each_epoch(fit):
         assert np.array_equal(run.maps(frame)["body"], cams.maps[0].numpy())
 
 
+@pytest.mark.slow
 def test_the_heading_has_this_epochs_metrics_and_no_others(fit):
     run = fit(GradCAMCallback(n=2), check_val_every_n_epoch=2, max_epochs=3, log_every_n_steps=1)
     names = [sorted(f["metrics"]) for f in run.frames]
@@ -121,6 +124,7 @@ def test_the_heading_has_this_epochs_metrics_and_no_others(fit):
     assert [f["metrics"].get("late") for f in run.frames] == [None, 0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_last_epoch_before_early_stopping_is_seen(fit):
     stop = EarlyStopping("valid_loss", patience=0, min_delta=100)
     run = fit(GradCAMCallback(n=2, every=5), None, stop, max_epochs=20)
@@ -128,6 +132,7 @@ def test_the_last_epoch_before_early_stopping_is_seen(fit):
     assert places(run) == [(0, -1), (0, 1)] and "valid_loss" in run.frames[1]["metrics"]
 
 
+@pytest.mark.slow
 def test_only_fits_are_watched_and_each_has_its_number(fit):
     callback, module = GradCAMCallback(n=2), Module()
     run = fit(callback, module=module, max_epochs=1)
@@ -140,6 +145,7 @@ def test_only_fits_are_watched_and_each_has_its_number(fit):
     assert other.path != run.path and places(other) == [(0, -1), (0, 0)]
 
 
+@pytest.mark.slow
 def test_the_search_for_a_learning_rate_is_not_watched(fit):
     class WithRate(Module):
         lr = 0.1
@@ -148,6 +154,7 @@ def test_the_search_for_a_learning_rate_is_not_watched(fit):
     assert places(run) == [(0, -1), (0, 0), (0, 1)]
 
 
+@pytest.mark.slow
 def test_files_and_pixels_of_an_image_folder(fit, image_folder):
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -185,6 +192,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_images_and_labels_are_found_in_a_batch(form, fit):
     run = fit(GradCAMCallback(n=3, vocab=VOCAB), Rows(FORMS[form]), train=Rows(FORMS[form]))
@@ -193,6 +201,7 @@ def test_images_and_labels_are_found_in_a_batch(form, fit):
     assert statuses(run) == ["ok"] * 3 and len(run.panel) == 3
 
 
+@pytest.mark.slow
 def test_a_batch_of_ones_own_form_is_taken_apart_by_inputs(fit):
     odd = Rows(lambda x, y, i: {"left": x, "right": x * 0, "answer": y})
 
@@ -207,6 +216,7 @@ def test_a_batch_of_ones_own_form_is_taken_apart_by_inputs(fit):
     assert [p["label"] for p in run.panel] == ["green", "blue"] and statuses(run) == ["ok"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whose", ["module", "data module"])
 def test_a_batch_is_prepared_as_in_validation(whose, fit, tmp_path):
     class Prepares:
@@ -247,6 +257,7 @@ def test_a_batch_is_prepared_as_in_validation(whose, fit, tmp_path):
     assert np.allclose(rows.prob, expected[range(2), [Images(2)[i][1] for i in (0, 1)]], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_loaders_and_a_data_module(fit, tmp_path):
     loaders = [DataLoader(Images(2), 4), DataLoader(Images(3), 4)]
 
@@ -282,6 +293,7 @@ def test_several_loaders_and_a_data_module(fit, tmp_path):
     assert statuses(watch.run) == ["ok"] * 4
 
 
+@pytest.mark.slow
 def test_without_a_validation_set_samples_are_given(tmp_path):
     def trained(callback):
         with quiet():
@@ -344,6 +356,7 @@ def test_a_setting_that_does_not_fit_is_refused_before_the_first_batch(settings,
     assert not (tmp_path / "gradcam").exists() or not list((tmp_path / "gradcam").iterdir())
 
 
+@pytest.mark.slow
 def test_a_panel_larger_than_the_set_takes_all_of_it_with_a_warning(fit):
     run, said = heard(lambda: fit(GradCAMCallback(n=13), max_epochs=1))
     assert len(run.panel) == 12
@@ -424,6 +437,7 @@ def test_labels_of_a_set_with_a_transform_are_read_without_it():
     assert [label_reader(Shown(False))(i) for i in range(3)] == ["2", "0", "1"]
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_by_its_name(fit):
     for resume in (False, True):
         run = fit(GradCAMCallback(n=2, name="night", resume=resume), max_epochs=1)
@@ -432,6 +446,7 @@ def test_a_run_is_resumed_by_its_name(fit):
         fit(GradCAMCallback(n=2, name="night"))
 
 
+@pytest.mark.slow
 def test_masks_of_the_images_given(fit):
     mask = np.zeros((16, 16), bool)
     mask[4:12, 4:12] = True
@@ -440,6 +455,7 @@ def test_masks_of_the_images_given(fit):
     assert share[2, 0] > 0 and np.isnan(share[2, 1])
 
 
+@pytest.mark.slow
 def test_a_callback_goes_to_other_processes_without_its_run(fit):
     callback = GradCAMCallback(n=2, layer="body")
     fit(callback, max_epochs=1)
@@ -448,6 +464,7 @@ def test_a_callback_goes_to_other_processes_without_its_run(fit):
     assert fit(copy, max_epochs=1).layers == ["body"]
 
 
+@pytest.mark.slow
 def test_the_loss_of_each_image_by_a_function_of_ones_own(fit):
     run = fit(GradCAMCallback(n=2, loss_func=cross_entropy), max_epochs=1)
     assert np.allclose(run.history.loss, -np.log(run.history.prob), atol=1e-5)
@@ -471,6 +488,7 @@ def test_a_module_that_cannot_be_copied_is_not_watched_and_trains(fit):
         fit(GradCAMCallback(n=2, on_error="raise"), module=Streaming())
 
 
+@pytest.mark.slow
 def test_no_warning_of_ours_in_a_plain_training(fit):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="GradCAMCallback|The panel")

@@ -45,12 +45,14 @@ def assert_frames_are_in(read, run, steps):
             assert value == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tensorboard_logger_writes_each_frame_and_its_means(image_folder, tmp_path):
     pytest.importorskip("tensorboard")
     learn = fitted(image_folder, tmp_path, loggers=[TensorBoardLogger(tmp_path / "tb")])
     assert_frames_are_in(events(tmp_path / "tb"), learn.grad_cam.run, [0, 1, 2])
 
 
+@pytest.mark.slow
 def test_beside_fastais_tensorboard_callback_frames_go_there_under_its_steps(image_folder, tmp_path):
     pytest.importorskip("tensorboard")
     from fastai.callback.tensorboard import TensorBoardCallback
@@ -63,6 +65,7 @@ def test_beside_fastais_tensorboard_callback_frames_go_there_under_its_steps(ima
     assert [s.step for s in read.Scalars("valid_loss")] == [batches, 2 * batches]
 
 
+@pytest.mark.slow
 def test_in_a_second_fit_fastais_steps_begin_again_and_those_of_a_logger_go_on(image_folder, tmp_path):
     pytest.importorskip("tensorboard")
     from fastai.callback.tensorboard import TensorBoardCallback
@@ -144,6 +147,7 @@ def assert_frames_are_logged(rows, run):
             assert values[f"gradcam/{name}"] == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_wandb_logger_logs_each_frame_and_its_means(image_folder, tmp_path, offline_wandb):
     learn = fitted(image_folder, tmp_path, loggers=[WandbLogger()])
     offline_wandb.finish()
@@ -173,6 +177,7 @@ def assert_rows_are_in_tables(folder, run):
             assert np.array_equal(np.asarray(row[column].image), np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_beside_fastais_wandb_callback_frames_go_there_by_themselves(
     image_folder, tmp_path, offline_wandb, monkeypatch
 ):
@@ -189,6 +194,7 @@ def test_beside_fastais_wandb_callback_frames_go_there_by_themselves(
     assert last_frame == max(step for step, values in rows if "valid_loss" in values)
 
 
+@pytest.mark.slow
 def test_a_second_learner_in_the_same_wandb_run_loses_no_frame(image_folder, tmp_path, offline_wandb, monkeypatch):
     import fastai.callback.wandb
     from fastai.callback.wandb import WandbCallback
@@ -207,6 +213,7 @@ def test_a_second_learner_in_the_same_wandb_run_loses_no_frame(image_folder, tmp
     assert [step for step, values in rows if "train_loss" in values] == list(range(4 * batches))
 
 
+@pytest.mark.slow
 def test_a_frame_never_overwrites_one_in_a_row_of_wandb_that_is_still_open(image_folder, tmp_path, offline_wandb):
     run = fitted(image_folder, tmp_path).grad_cam.run
     first, second = SimpleNamespace(_wandb_step=3), SimpleNamespace(_wandb_step=2)
@@ -231,6 +238,7 @@ def mlflow(tmp_path, monkeypatch):
     mlflow.end_run()
 
 
+@pytest.mark.slow
 def test_an_mlflow_logger_writes_each_frame_and_its_means(image_folder, tmp_path, mlflow):
     with mlflow.start_run() as active:
         run = fitted(image_folder, tmp_path, loggers=MLflowLogger()).grad_cam.run
@@ -244,6 +252,7 @@ def test_an_mlflow_logger_writes_each_frame_and_its_means(image_folder, tmp_path
         assert np.array_equal(np.asarray(Image.open(file)), np.asarray(run.grid(frame["frame"])))
 
 
+@pytest.mark.slow
 def test_without_a_run_of_mlflow_the_warning_says_what_to_call(image_folder, tmp_path, mlflow):
     with pytest.warns(UserWarning, match=r"no MLflow run to log to: call mlflow.start_run\(\) first, or give run_id="):
         run = fitted(image_folder, tmp_path, loggers=MLflowLogger()).grad_cam.run
@@ -267,6 +276,7 @@ def test_a_number_is_no_logger():
         GradCAMCallback(loggers=3)
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_is_a_warning_and_the_weights_are_the_same(image_folder, tmp_path):
     def broken(run, frame):
         raise ConnectionError("the network is down")
@@ -284,6 +294,7 @@ def test_a_logger_that_fails_is_a_warning_and_the_weights_are_the_same(image_fol
     assert not differences(left_by(plain), left_by(learn))
 
 
+@pytest.mark.slow
 def test_no_package_is_imported_until_it_is_used():
     code = (
         "import sys; from fastai.vision.all import *; before = set(sys.modules);"

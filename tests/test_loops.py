@@ -67,6 +67,7 @@ def test_every_loop_gives_the_same_maps_to_the_last_bit(tmp_path):
         assert run.history[columns].equals(expected.history[columns])
 
 
+@pytest.mark.slow
 def test_every_so_many_steps(tmp_path):
     "A frame each third step; epochs are the parts of the run."
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -85,12 +86,14 @@ def test_every_so_many_steps(tmp_path):
     assert statuses(watch.run) == ["ok"] * 5
 
 
+@pytest.mark.slow
 def test_every_k_epochs_in_each_loop(tmp_path):
     for who, train in LOOPS.items():
         _, watching = train(tmp_path / who, {"every": 2, "n": 2}, epochs=3)
         assert places(run_of(watching)) == [(0, -1), (0, 1), (0, 2)], who
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_watched_under_its_own_names(tmp_path):
     _, watching = plain(tmp_path, {"n": 2}, compiled=True)
     assert run_of(watching).layers == ["body"]

@@ -25,6 +25,7 @@ def drawn(boxes, size=(20, 10)):
     return np.asarray(_boxes(np.asarray(boxes, dtype=float).reshape(-1, 4), size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nothing", [[], (), np.zeros((0, 4)), np.array([])], ids=repr)
 def test_no_boxes_mean_no_object_and_no_warning(nothing, image_folder, tmp_path, recwarn):
     panel = panel_of(image_folder, tmp_path, lambda f: nothing if f.parent.name == "red" else (0, 0, 32, 64))
@@ -33,6 +34,7 @@ def test_no_boxes_mean_no_object_and_no_warning(nothing, image_folder, tmp_path,
     assert not [w for w in recwarn if "mask" in str(w.message)]
 
 
+@pytest.mark.slow
 def test_an_image_without_an_object_has_no_share_and_no_hit_and_the_run_shows_it(image_folder, tmp_path):
     black = Image.new("L", (64, 64))
     given = {"red": [], "green": black, "blue": (0, 0, 32, 64)}
@@ -166,6 +168,7 @@ def test_a_list_of_masks_that_fits_no_items_is_refused(items, words, image_folde
         build_panel(tiny_learner(image_folder, tmp_path), 4, items=items, masks=BOXES)
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_with_a_list_of_boxes(image_folder, tmp_path):
     cb = GradCAMCallback(items=[0, 3], masks=BOXES[:2], path=tmp_path / "runs", name="run", show=False)
     with Quiet():

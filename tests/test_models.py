@@ -62,6 +62,7 @@ _quick = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _quick)
 def test_the_default_layer_is_the_expected_one_and_its_maps_are_captums(models, name):
     row = next(r for r in models.rows() if r.name == name)
@@ -71,6 +72,7 @@ def test_the_default_layer_is_the_expected_one_and_its_maps_are_captums(models, 
     assert found.good and not found.empty and found.captum <= row.near
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_small_map_that_attention_mixes_is_not_doubted_for_what_attention_computes_on_the_way(seed, models):
     row = next(r for r in models.rows() if r.name == "timm mobilevitv2_050")
@@ -114,6 +116,7 @@ _forms = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("layer", [None, "layer3"])
 @pytest.mark.parametrize("how", _forms)
@@ -145,6 +148,7 @@ def test_a_failing_model_is_a_row_that_says_so_and_an_exit_code(models, monkeypa
     assert "| GradCAMError: No layer of this Sequential has an output with space" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_batch_of_any_size_gives_the_same_maps(models):
     row = next(r for r in models.rows() if r.name == "timm vit_tiny_patch16_224")
     torch.manual_seed(0)

@@ -92,6 +92,7 @@ def differ(parts):
 # --------------------------------------------------------------------------------------- while it learns
 
 
+@pytest.mark.slow
 def test_one_grid_stands_below_fastais_table(found):
     outputs = cell_with(found[FIRST], "fit_one_cycle").outputs
     kinds = [kind for o in outputs for kind in ("text/html", "image/jpeg", "image/png") if kind in o.get("data", {})]
@@ -128,6 +129,7 @@ def test_a_grid_that_is_not_wanted_is_not_shown(found):
         assert shown(found[FISH], words, "image/jpeg") == shown(found[FISH], words, "image/png") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["python", "ipython"])
 def test_outside_of_a_notebook_none_is_shown(kind, tmp_path):
     code = "from fastai_gradcam._draw.notebook import in_notebook; print(in_notebook())"
@@ -150,6 +152,7 @@ def test_the_report_is_in_a_frame_with_all_its_frames(found):
     assert any(base64.b64decode(data["maps"][0]["cells"][EPOCHS]))
 
 
+@pytest.mark.slow
 def test_a_run_as_the_last_line_shows_its_newest_grid(found):
     cell = code_cells(found[FISH])[-1]
     assert cell.source == "cards"
@@ -157,6 +160,7 @@ def test_a_run_as_the_last_line_shows_its_newest_grid(found):
     assert "finished" in text and heat(decoded(re.search(r"base64,([^\"]+)", text)[1])) > 0.02
 
 
+@pytest.mark.slow
 def test_history_and_curves_are_shown(found):
     (table,) = shown(found[FIRST], "run.history.query", "text/html")
     assert table.count("<tr") == 1 + 1 + EPOCHS and "centroid_shift" in table
@@ -190,6 +194,7 @@ def test_maps_are_drawn_into_axes_of_the_users_own(found):
     assert heat(figure) > 0.02 and len(tiles(figure)) == 4 and differ(tiles(figure))
 
 
+@pytest.mark.slow
 def test_the_worst_mistakes_show_two_maps_each(found):
     grid = picture(found[ANY], "plot_top_gradcams(2", "image/jpeg")
     assert len(tiles(grid)) == 4 and differ(tiles(grid))

@@ -101,6 +101,7 @@ for module in pkgutil.walk_packages(fastai_gradcam.__path__, "fastai_gradcam."):
 """
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_where_only_what_is_required_is_installed():
     extras = """accelerate captum pytorch_grad_cam torchcam timm playwright tensorboard wandb nbclient nbformat
     ipykernel IPython lightning transformers"""

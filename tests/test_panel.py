@@ -84,6 +84,7 @@ def test_no_image_is_there_twice_and_classes_stand_together(learn):
     assert [Path(n).parts[:2] for n in panel.names] == [("valid", label) for label in panel.labels]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_nothing_else(learn, uneven, tmp_path):
     names = build_panel(learn, 9, seed=1).names
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
@@ -174,6 +175,7 @@ def count_opened(monkeypatch):
     return opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", [None, "end"])
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_each_image_of_the_panel_is_decoded_once_in_a_whole_training(uneven, tmp_path, monkeypatch, with_masks, judge):
@@ -195,6 +197,7 @@ def test_each_image_of_the_panel_is_decoded_once_in_a_whole_training(uneven, tmp
     assert set(more.values()) == ({by_judging} if judge else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "item_tfms, batch_tfms",
     [
@@ -264,6 +267,7 @@ def test_masks_come_in_many_ways_and_lie_on_the_object(uneven, tmp_path, kind):
         assert np.array_equal(mask, red(image)) and mask.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "item_tfms, batch_tfms",
     [

@@ -32,6 +32,7 @@ def _distance(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "layers"),
     [
@@ -68,6 +69,7 @@ def _out_of_place(net):
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
@@ -157,6 +159,7 @@ def test_pytorch_grad_cams_plus_plus_adds_a_constant_to_a_denominator_of_squared
     assert ours.max() > 10 * theirs.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "cls"), [("eigencam", "EigenCAM"), ("eigengradcam", "EigenGradCAM")])
 def test_pytorch_grad_cams_principal_component_is_of_centred_activations_with_any_sign(resnet, method, cls):
     x = torch.randn(2, 3, 64, 64)
@@ -177,6 +180,7 @@ def test_pytorch_grad_cams_principal_component_is_of_centred_activations_with_an
     assert _distance(ours / ours.max(), theirs / theirs.max()) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", ["pytorch-grad-cam", "torchcam"])
 def test_the_peers_explain_the_relus_output_where_the_convolution_before_it_was_asked_for(vgg, cls):
     x, layer, behind = torch.randn(2, 3, 64, 64), "features.18", "features.19"
@@ -237,6 +241,7 @@ def _torchcams_smooth_map(net, layer, x, target, noise, n):
     return made.detach()
 
 
+@pytest.mark.slow
 def test_torchcams_smooth_plus_plus_shows_the_last_copy_and_sums_the_activations_under_their_gradients(resnet):
     x, noise, n = torch.randn(2, 3, 64, 64), 0.1, 3
     # what is added to its denominator is small beside large gradients
@@ -328,6 +333,7 @@ def test_pytorch_grad_cams_aug_smooth_averages_the_same_views_each_scaled_by_its
     assert _distance(_scaled(ours), _scaled(theirs)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "cls"), [("gradcam", "GradCAM"), ("xgradcam", "XGradCAM"), ("layercam", "LayerCAM")]
 )

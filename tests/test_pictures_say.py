@@ -71,6 +71,7 @@ def run(tmp_path_factory):
     return Run(make_run(tmp_path_factory.mktemp("say") / "run", n=6, frames=5))
 
 
+@pytest.mark.slow
 def test_the_animation_says_the_same_as_the_frames(run, monkeypatch):
     pages, plain = [], None
     from fastai_gradcam import pictures
@@ -120,6 +121,7 @@ def test_curves_have_whole_frames_and_a_legend(run):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mean of the panel", "each image"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space, depth", [((8, 16, 16), 8), ((16, 16), None)])
 def test_a_run_of_volumes_says_how_many_slices_they_have(space, depth, tmp_path):
     import torch

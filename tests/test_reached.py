@@ -236,6 +236,7 @@ def _trained(keeper, tmp_path, watched, loss_func=nn.functional.cross_entropy):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeper", KEEPERS, ids=lambda k: k.__name__)
 def test_a_training_goes_on_as_if_nobody_had_looked(keeper, tmp_path):
     noted = Reached([Net(keeper())])
@@ -283,6 +284,7 @@ def test_a_loss_may_keep_its_state_on_a_class_or_in_a_global(tmp_path):
     assert all(map(torch.equal, plain, _trained(nn.Identity, tmp_path, True, Loss())))
 
 
+@pytest.mark.slow
 def test_a_network_without_such_a_state_is_noted_once_only(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr("fastai_gradcam._watch.looks.Reached", lambda *a: made.append(1) or Reached(*a))

@@ -118,6 +118,7 @@ def test_numbers_find_their_frame_layer_class_and_image(tmp_path):
     assert data["classes"] == ["Trout", "Salmon"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"cells": 28}, {"layers": "abcde"}], ids=["7x7", "28x28", "7x7 to 112x112"])
 def test_sixteen_images_over_a_hundred_frames_stay_below_two_megabytes(tmp_path, options):
     run = Run(make_run(tmp_path / "run", n=16, frames=100, size=(224, 224), **options))
@@ -128,6 +129,7 @@ def test_sixteen_images_over_a_hundred_frames_stay_below_two_megabytes(tmp_path,
     assert len(embedded(path)["frames"]) == 100
 
 
+@pytest.mark.slow
 def test_a_row_that_is_missing_leaves_the_other_classes_in_their_places(tmp_path):
     folder = make_run(tmp_path / "run", n=2, frames=3, classes=3, labels=["a", "b", "c"])
     whole = embedded(report_of(folder))["history"]
@@ -169,6 +171,7 @@ def test_answers_that_are_the_same_in_every_layer_are_embedded_once(tmp_path):
     assert embedded(report_of(folder))["history"]["columns"]["prob"][6:] == [0.125] * 6
 
 
+@pytest.mark.slow
 def test_a_refreshed_page_encodes_images_only_once_and_follows_those_that_change(tmp_path, monkeypatch):
     run, kept = Run(make_run(tmp_path / "run", n=4, frames=2)), {}
     read = []
@@ -279,6 +282,7 @@ def test_a_runs_own_findings_are_on_the_page(small):
     assert kinds == Run(small).findings()["kind"].tolist() and "empty" in kinds
 
 
+@pytest.mark.slow
 def test_when_something_is_a_finding_can_be_chosen(small, tmp_path):
     page = tmp_path / "page.html"
     strict = Thresholds(confident=0.0, class_images=1)
@@ -597,6 +601,7 @@ def test_without_its_image_the_large_view_shows_the_map_alone_and_says_so(tmp_pa
     assert difference(shown, expected) < 12
 
 
+@pytest.mark.slow
 def test_the_large_view_is_empty_until_the_image_is_there(tmp_path, open_page):
     page = open_page(report_of(make_run(tmp_path / "run", n=40, frames=2)), "#item=0")
     until(page, "document.getElementById('large-canvas').width === 560 && document.querySelector('#film button')")
@@ -662,6 +667,7 @@ def test_the_address_keeps_the_view_over_a_reload(small_page, open_page):
     assert page.input_value("#answer") == "right"
 
 
+@pytest.mark.slow
 def test_reloading_a_running_run_on_its_last_frame_goes_on_to_the_newer_one(tmp_path, open_page):
     writer = {"status": "running", "info": {"pid": os.getpid(), "host": socket.gethostname()}}
     page = open_page(report_of(make_run(tmp_path / "run", n=2, frames=3, **writer)), "#cmap=viridis")
@@ -695,6 +701,7 @@ def test_on_a_phone_a_finding_brings_its_images_into_sight(small_page, open_page
         assert order(page) == list(range(6)) and page.inner_text("#count") == ""
 
 
+@pytest.mark.slow
 def test_images_without_a_label_are_offered_and_spoken_of_without_one(tmp_path, open_page):
     folder = make_run(tmp_path / "run", n=2, frames=2)
     info = json.loads((folder / "run.json").read_text())

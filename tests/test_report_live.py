@@ -87,6 +87,7 @@ class Reload(Callback):
         self.seen.append((self.epoch, len(data["frames"])))
 
 
+@pytest.mark.slow
 def test_a_page_reloaded_during_training_is_whole_and_shows_the_latest_frame(image_folder, tmp_path):
     file = tmp_path / "runs" / "run" / "report.html"
     reader, reload = Embedded(file), Reload(file)
@@ -157,6 +158,7 @@ def hostile(tmp_path_factory):
     return Run(path / "runs" / RUN), before, everything(path)
 
 
+@pytest.mark.slow
 def test_hostile_names_write_nothing_outside_of_the_run_folder(hostile):
     _, before, after = hostile
     inside = {name.removeprefix(f"runs/{RUN}/") for name in after - before if name.startswith(f"runs/{RUN}/")}
@@ -167,6 +169,7 @@ def test_hostile_names_write_nothing_outside_of_the_run_folder(hostile):
     assert {name for name in inside if not re.fullmatch(own, name)} == set() and len(inside) > 30
 
 
+@pytest.mark.slow
 def test_hostile_names_come_back_as_they_were(hostile):
     run, _, _ = hostile
     assert sorted(run.vocab) == sorted(LABELS)
@@ -183,6 +186,7 @@ def test_hostile_names_come_back_as_they_were(hostile):
     assert set(history["pred"]) <= set(labels)
 
 
+@pytest.mark.slow
 def test_pictures_with_hostile_names_have_sensible_sizes(hostile):
     run, _, _ = hostile
     assert run.grid(-1).width < 1200 and run.grid(-1).height < 1400
@@ -197,6 +201,7 @@ def test_findings_with_hostile_names_are_plain_sentences(hostile):
     assert found["text"].str.len().max() < 500 and not found["text"].str.contains("\n").any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 375])
 def test_hostile_names_are_text_in_the_browser(hostile, open_page, tmp_path, width):
     run, _, _ = hostile

@@ -59,6 +59,7 @@ def as_seen(browser):
 # --- words
 
 
+@pytest.mark.slow
 def test_the_page_says_what_a_map_is_and_how_not_to_read_it(fish, open_page):
     page = open_page(fish)
     assert page.is_visible("#reading summary") and page.is_hidden("#reading p")
@@ -208,6 +209,7 @@ def test_images_are_sorted_by_their_labels(fish, open_page):
     assert labels == [name for name in dict.fromkeys(labels) for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_on_a_phone_the_first_finding_is_near_the_top(tmp_path, open_page):
     path = make_run(tmp_path / "run", n=64, frames=2, masks=False, empty=[(1, 0), (1, 4), (1, 8)])
     page = open_page(write_report(Run(path)), width=420, height=800)
@@ -281,6 +283,7 @@ def test_a_chart_has_its_values_as_text_and_as_a_table(fish, open_page):
 # --- everybody
 
 
+@pytest.mark.slow
 def test_without_javascript_the_newest_grid_is_there_and_no_dead_control(tmp_path, as_seen):
     path = make_run(tmp_path / "run", n=4, frames=3, empty=[(2, 1)])
     for k, colour in enumerate(("red", "green", "blue")):

@@ -29,6 +29,7 @@ def changed(path, change):
     (path / "run.json").write_text(json.dumps(info))
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_writing_is_not_resumed(image_folder, tmp_path):
     run = fit(image_folder, tmp_path, name="one")
     changed(run.path, lambda info: info.update(status="running", pid=os.getppid()))
@@ -38,6 +39,7 @@ def test_a_run_that_another_process_is_writing_is_not_resumed(image_folder, tmp_
     assert len(fit(image_folder, tmp_path, name="one", resume=True).frames) == 3
 
 
+@pytest.mark.slow
 def test_the_beginning_of_a_run_that_was_killed_does_not_block_its_name(image_folder, tmp_path):
     half = tmp_path / "runs" / "one"
     for folder in ("panel", "frames", "maps"):
@@ -56,6 +58,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(image_folder, tmp_path
     assert (other / "panel" / "holiday.jpg").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_warning_and_loggers_are_not_asked(image_folder, tmp_path, monkeypatch):
     import fastai_gradcam._run.writer as writer
 
@@ -107,6 +110,7 @@ def test_a_stopped_refresher_writes_no_more(tmp_path):
     assert report.stat().st_mtime_ns == first
 
 
+@pytest.mark.slow
 def test_a_refresh_that_is_just_being_put_off_does_not_keep_the_run_from_ending(image_folder, tmp_path, monkeypatch):
     def put_off(refresher):
         refresher._next = time.monotonic() + 60
@@ -124,6 +128,7 @@ def test_a_refresh_that_is_just_being_put_off_does_not_keep_the_run_from_ending(
     assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
 
 
+@pytest.mark.slow
 def test_names_that_differ_in_blanks_stay_apart_in_the_history(image_folder, tmp_path):
     import shutil
 

@@ -113,6 +113,7 @@ def test_a_history_without_rows_has_its_columns_and_types(tmp_path):
     assert len(Run(tmp_path / "run").history) == 0
 
 
+@pytest.mark.slow
 def test_class_names_stay_text_whatever_they_are(tmp_path):
     run = recorded(tmp_path / "run", STRANGE)
     history = run.history
@@ -137,6 +138,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 def test_class_names_come_back_letter_by_letter_and_those_that_are_no_text_as_escapes(tmp_path):
     run = recorded(tmp_path / "run", BROKEN)
     history = run.history
@@ -162,6 +164,7 @@ def test_a_run_of_an_earlier_version_has_its_names_on_one_line_and_says_nothing_
     assert Run(run.path).history.query("frame == 2")["label"].tolist() == ["two\nlines", "plain", *["same thing"] * 2]
 
 
+@pytest.mark.slow
 def test_findings_judge_the_layer_and_by_the_thresholds_that_are_asked_for(tmp_path):
     run = Run(make_run(tmp_path / "run", n=6, frames=6, layers=("0.6.5", "0.7.2")))
     file = run.path / "history.csv"
@@ -312,6 +315,7 @@ def test_what_cannot_be_added_whole_is_not_added(tmp_path):
 # Without torch
 
 
+@pytest.mark.slow
 def test_a_run_is_read_and_drawn_without_torch_and_fastai(run, tmp_path):
     code = f"""
 import sys
@@ -330,6 +334,7 @@ print(sorted(m for m in ("torch", "fastai", "fastcore", "torchvision") if m in s
 # Pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames, images", [(1, 4), (5, 16), (50, 6), (50, 1)])
 def test_an_evolution_fits_a_screens_width_however_many_frames(frames, images, tmp_path):
     run = Run(make_run(tmp_path / "run", n=images, frames=frames))
@@ -345,6 +350,7 @@ def coloured(page, colour):
     return int((np.abs(np.array(page).astype(int) - rgb).max(2) == 0).sum())
 
 
+@pytest.mark.slow
 def test_an_evolution_tells_right_from_wrong_and_draws_what_was_asked_for(tmp_path):
     for correct, colour, other in ((True, RIGHT, WRONG), (False, WRONG, RIGHT)):
         run = recorded(tmp_path / str(correct), ["a", "b", "c"], correct=correct)
@@ -360,6 +366,7 @@ def test_an_evolution_tells_right_from_wrong_and_draws_what_was_asked_for(tmp_pa
         run.evolution(layer="0.9")
 
 
+@pytest.mark.slow
 def test_of_many_frames_the_first_and_the_last_are_drawn(tmp_path):
     run = Run(make_run(tmp_path / "run", n=2, frames=30))
     first_and_last = Run(shutil.copytree(run.path, tmp_path / "copy"))
@@ -373,6 +380,7 @@ def test_of_many_frames_the_first_and_the_last_are_drawn(tmp_path):
         page = changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames, shown", [(1, 1), (5, 5), (80, 60)])
 def test_an_animation_has_a_page_per_frame_and_rests_on_the_last(frames, shown, tmp_path):
     run = Run(make_run(tmp_path / "run", n=4, frames=frames))
@@ -514,6 +522,7 @@ def cell(page, run, columns, item=0, row=0, column=0, rows=2):
     return np.asarray(page.crop((x, y, x + tile, y + high)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [5, 50])
 def test_two_runs_stand_frame_against_frame(frames, tmp_path):
     one, other = two_runs(tmp_path, (frames, frames))
@@ -533,6 +542,7 @@ def test_two_runs_stand_frame_against_frame(frames, tmp_path):
     assert coloured(page, RIGHT) and coloured(page, WRONG)
 
 
+@pytest.mark.slow
 def test_right_and_wrong_differ_by_more_than_their_colour(tmp_path):
     signs = []
     for correct in (True, False):
@@ -566,12 +576,14 @@ def test_a_frame_without_metrics_has_a_name_and_no_colon(tmp_path):
     assert _two_runs([Series(run, None)] * 2, ("a", "b"), [0, 0])[0][-1] == "before training"
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_their_folders_as_well(tmp_path):
     one, other = two_runs(tmp_path)
     for folder in (other.path, str(other.path)):
         assert one.compare(folder).tobytes() == one.compare(other).tobytes()
 
 
+@pytest.mark.slow
 def test_one_frame_of_each_run_is_a_pair(tmp_path):
     one, other = two_runs(tmp_path, (3, 5))
     page = one.compare(other, frame=-1)
@@ -627,6 +639,7 @@ def resized(run, item, size=None, **changes):
     image.save(run.path / f"panel/{item:03d}.jpg", quality=92)
 
 
+@pytest.mark.slow
 def test_images_of_one_name_that_are_not_the_same_picture_are_told(tmp_path, recwarn):
     one, other = two_runs(tmp_path)
     plain = one.compare(other)
@@ -648,6 +661,7 @@ def test_images_of_one_name_that_are_not_the_same_picture_are_told(tmp_path, rec
     assert not recwarn
 
 
+@pytest.mark.slow
 def test_one_scale_makes_a_weak_map_dark(tmp_path):
     run = Run(make_run(tmp_path / "run", n=2, frames=3))
     for k, factor in enumerate((0.1, 1, 0.5)):
@@ -704,6 +718,7 @@ def test_pictures_of_a_run_without_a_complete_frame_are_refused(tmp_path):
             draw()
 
 
+@pytest.mark.slow
 def test_maps_of_zeros_and_of_nan_are_drawn_without_a_warning(tmp_path):
     run = Run(make_run(tmp_path / "run", n=3, frames=3, empty=[(0, 0), (1, 0), (2, 0)]))
     with np.load(run.path / "maps" / "frame-001.npz") as stored:

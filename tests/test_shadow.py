@@ -314,6 +314,7 @@ _forms = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", _forms)
 def test_networks_of_every_form_have_a_shadow_that_computes_the_same(form):
@@ -412,6 +413,7 @@ def test_any_object_can_be_copied_as_a_shadow_is():
     assert not loss.seen and made["loss"].training and made["loss"].weight is not loss.weight
 
 
+@pytest.mark.slow
 def test_a_shadow_is_let_go_with_its_model():
     net = Net(nn.ReLU())
     gone = weakref.ref(net), weakref.ref(shadow(net))
@@ -435,6 +437,7 @@ class Checkpointed(nn.Module):
         return self.head(nn.functional.dropout(y, 0.5, self.training).mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam"])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_eight_threads_and_inference_beside_them_all_get_what_they_get_alone(method):

@@ -1,7 +1,7 @@
 """The fish demo: findings name the tag that gives the species away, and are nearly silent where nothing does.
 
 The trainings are the demo's own: the same pictures, `train` with `RECIPE`, masks and all, from scratch as where no
-pretrained weights can be had. Smaller are the set (20 of a species, not 40), the pictures (96 pixels, not 112) and the
+pretrained weights can be had. Smaller are the set (20 of a species, not 40), the pictures (64 pixels, not 112) and the
 network, which takes the place of a resnet34 of two minutes: four convolutions, of whose cells each sees about as much
 as in the demo's layer 5. Beside them, a linear layer on the really pretrained SqueezeNet.
 """
@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 SEEDS = (0, 1, 2)
 EPOCHS = 10
+SIZE = 64
 # Rows of a run, as the mean over the seeds: a training is chaotic, and one image more or less that is wrong is a row.
 NEARLY_SILENT = 2
 SEVERE = 0.5
@@ -28,14 +29,11 @@ SEVERE = 0.5
 
 @pytest.fixture(scope="module")
 def fish(tmp_path_factory):
-    "`fish(seed, shortcut)`: a folder of 180 pictures, drawn once."
-    drawn = {}
+    "`fish(seed, shortcut, size)`: a folder of 180 pictures."
 
-    def folder(seed, shortcut):
-        if (seed, shortcut) not in drawn:
-            path = tmp_path_factory.mktemp("fish")
-            drawn[seed, shortcut] = make_fish(path, per_species=20, size=96, seed=seed, shortcut=shortcut)
-        return read_folder(drawn[seed, shortcut])
+    def folder(seed, shortcut, size=SIZE):
+        path = tmp_path_factory.mktemp("fish")
+        return read_folder(make_fish(path, per_species=20, size=size, seed=seed, shortcut=shortcut))
 
     return folder
 
@@ -65,7 +63,7 @@ def small(pretrained=False):
 def from_scratch(folder, path, seed):
     "The demo's training."
     said = []
-    recipe = RECIPE | {"size": 96, "layer": 3, "scratch": {"epochs": EPOCHS, "lr": 1e-2}}
+    recipe = RECIPE | {"size": SIZE, "layer": 3, "scratch": {"epochs": EPOCHS, "lr": 1e-2}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_network", lambda arch: small)
         learn = training.train(folder, training.Training(path, name="run", seed=seed, **recipe), said.append)
@@ -118,7 +116,7 @@ def test_the_same_network_without_tags_gives_hardly_a_row(fish, tmp_path):
 def test_a_pretrained_network_without_tags_gives_hardly_a_row(fish, tmp_path, torch_home):
     each = []
     for seed in SEEDS:
-        run, right = pretrained(fish(seed, False), tmp_path / str(seed), seed)
+        run, right = pretrained(fish(seed, False, 96), tmp_path / str(seed), seed)
         assert right > 0.5, "the network did not learn the fish"
         last = run.history[run.history["frame"] == run.history["frame"].max()]
         # Silence of a network that is never sure would say nothing.

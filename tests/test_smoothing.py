@@ -423,6 +423,7 @@ def test_maps_that_do_not_belong_together_do_not_fuse():
         fuse([torch.rand(2, 4, 4), torch.rand(3, 2, 2)])
 
 
+@pytest.mark.slow
 def test_the_cams_of_a_learner_fuse_where_they_are_of_one_image_and_class(make_learner, image_folder):
     import fastai_gradcam.learner  # noqa: F401  (adds learn.gradcam)
 
@@ -505,6 +506,7 @@ def test_a_mask_over_a_volume_or_a_coarser_output_is_mirrored_and_a_detectors_bo
     assert made.maps[0][mask == 0].eq(0).all() and made.maps[0].max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["gradcam+noise", "hirescam+aug", "scorecam", "ablationcam", "ablationcam+noise+aug"]
 )

@@ -65,6 +65,7 @@ def test_torchscript_is_refused_in_words(tiny_net, x, make, layer):
         gradcam(make(tiny_net.eval()), x, layer=layer)
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_refused_and_unflattened_it_is_explained(tiny_net, x):
     program = torch.export.export(tiny_net.eval(), (x,))
     with pytest.raises(GradCAMError, match=r"exported program has .* no layers .*unflatten"):

@@ -156,6 +156,7 @@ def test_labels_may_be_asked_for_one_or_several(multilabel, photo):
         multilabel.gradcam(photo, target="warn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["true", "pred"])
 def test_a_run_explains_one_label_of_each_image(multilabel, target):
     run = _fit(multilabel, target=target, n=6)
@@ -211,6 +212,7 @@ def test_a_row_for_each_image_explains_each_by_its_own_class(colours, photos, ta
     assert [c.label for c in shown] == ["red", "blue", "green"]
 
 
+@pytest.mark.slow
 def test_several_classes_may_be_others_for_each_image_also_over_several_batches(colours, photos):
     rows = [[i % 3, (i + 1) % 3] for i in range(70)]
     for target in (rows, np.array(rows), torch.tensor(rows)):
@@ -222,6 +224,7 @@ def test_several_classes_may_be_others_for_each_image_also_over_several_batches(
     assert colours.gradcam(photos[0], target=torch.tensor([2])).target == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", _rows)
 def test_a_run_explains_each_image_by_its_own_class(colours, target):
     run = _fit(colours, n=3, target=target)
@@ -289,6 +292,7 @@ def test_a_contrast_may_be_another_for_each_image_over_several_batches(colours, 
         colours.gradcam(photos[:3], target=contrast(["red", "green"], "blue"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "words"),
     [
@@ -335,6 +339,7 @@ def test_one_logit_has_both_classes(binary, photo):
     assert binary.gradcam(photo).label == both[0].pred
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["true", "pred", "warm"])
 def test_a_run_of_one_logit_names_both_classes(binary, target):
     history = _fit(binary, target=target, n=6).history
@@ -370,6 +375,7 @@ def test_a_regression_has_its_score_and_the_negative(regression, photo):
     assert [c.label for c in both] == ["score", "-score"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "name"), [("true", "score"), ("pred", "score"), ("-score", "-score")])
 def test_a_run_of_a_regression_has_numbers_for_labels_and_no_probabilities(regression, target, name):
     run = _fit(regression, target=target, n=6)
@@ -440,6 +446,7 @@ def test_a_class_of_a_unet_is_explained_over_its_region(segmentation, photo):
     assert segmentation.gradcam(photo).label == segmentation.gradcam(photo).pred == largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["true", "pred", "fish", ["back", "fish"]])
 def test_a_run_of_a_segmentation_explains_the_largest_region_or_a_class(segmentation, target):
     run = _fit(segmentation, target=target, n=6)
@@ -456,6 +463,7 @@ def test_a_run_of_a_segmentation_explains_the_largest_region_or_a_class(segmenta
     assert len(history) == 12 * (2 if isinstance(target, list) else 1)
 
 
+@pytest.mark.slow
 def test_a_segment_may_be_of_a_label_with_masks_over_several_batches(segmentation, photos):
     masks = torch.zeros(6, 32, 32)
     for i in range(6):
@@ -469,6 +477,7 @@ def test_a_segment_may_be_of_a_label_with_masks_over_several_batches(segmentatio
     assert not torch.allclose(made[1].map, made[2].map, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_unet_learner_works_out_of_the_box(image_folder, tmp_path, photo):
     from torchvision.models import resnet18
 
@@ -553,6 +562,7 @@ def test_a_volume_is_drawn_as_slices(tmp_path):
     assert abs(hot - cold).sum() > 100, "the deepest slice alone, in the last quarter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["true", [0, 1]])
 def test_a_run_of_volumes_holds_their_slices(tmp_path, target):
     _, learn = _volumes(tmp_path)

@@ -50,6 +50,7 @@ def fit(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_panel_is_of_the_evaluation_set_and_named_by_the_configuration(fit, tmp_path):
     run = assert_whole(fit(GradCAMCallback(n=6)).path)
     assert run.path.parent == tmp_path / "gradcam"
@@ -60,6 +61,7 @@ def test_the_panel_is_of_the_evaluation_set_and_named_by_the_configuration(fit, 
     assert run.info["arch"] == "ViTForImageClassification"
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_is_the_same_to_the_last_bit(fit):
     def left(callback):
         fit(callback, weight_decay=0.1, gradient_accumulation_steps=2)
@@ -95,6 +97,7 @@ def explained(state, layers):
     return gradcam(model, x, layer=layers, target=torch.tensor([1, 0]))
 
 
+@pytest.mark.slow
 def test_frames_are_of_the_model_at_the_end_of_each_epoch_not_of_the_best(fit):
     keep = Keep()
     settings = {"save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "eval_rank"}
@@ -106,6 +109,7 @@ def test_frames_are_of_the_model_at_the_end_of_each_epoch_not_of_the_best(fit):
         assert np.array_equal(run.maps(frame)[run.layers[0]], cams.maps[0].numpy())
 
 
+@pytest.mark.slow
 def test_the_last_epoch_before_early_stopping_is_seen(fit):
     stop = transformers.EarlyStoppingCallback(1, early_stopping_threshold=100)
     settings = {"save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "eval_rank"}
@@ -120,16 +124,19 @@ def test_the_last_epoch_before_early_stopping_is_seen(fit):
     assert not torch.equal(fit.trainer.model.state_dict()["classifier.weight"], keep.states[-1]["classifier.weight"])
 
 
+@pytest.mark.slow
 def test_several_models_in_turn_have_runs_of_their_own(fit):
     callback = GradCAMCallback(n=2, name="fold")
     runs = [fit(callback, num_train_epochs=1) for _ in range(3)]
     assert [run.path.name for run in runs] == ["fold", "fold_2", "fold_3"]
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_may_end_an_epoch_early(fit):
     assert places(fit(GradCAMCallback(n=2), max_steps=4)) == [(0, -1), (0, 0), (0, 1)]
 
 
+@pytest.mark.slow
 def test_only_trainings_are_watched_and_each_has_its_number(fit):
     callback, model = GradCAMCallback(n=2), vit()
     run = fit(callback, model=model, num_train_epochs=1)
@@ -143,12 +150,14 @@ def test_only_trainings_are_watched_and_each_has_its_number(fit):
     assert fit(callback, num_train_epochs=1).path != run.path
 
 
+@pytest.mark.slow
 def test_all_evaluation_sets_are_in_the_heading_and_the_first_is_the_panel(fit):
     valid = {"near": Images(2, keys=True), "far": Images(3, keys=True)}
     run = fit(GradCAMCallback(n=2), valid=valid)
     assert sorted(run.frames[2]["metrics"]) == ["eval_far_loss", "eval_near_loss", "loss"]
 
 
+@pytest.mark.slow
 def test_classes_without_names_have_numbers(fit):
     run = fit(GradCAMCallback(n=3), model=vit(id2label={i: f"LABEL_{i}" for i in range(3)}), num_train_epochs=1)
     # The data set has names for them.
@@ -162,6 +171,7 @@ def test_classes_without_names_have_numbers(fit):
     assert run.vocab is None and [p["label"] for p in run.panel] == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_pictures_have_the_processors_normalisation_undone(fit):
     class Processor:
         image_mean, image_std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.1]
@@ -174,6 +184,7 @@ def test_pictures_have_the_processors_normalisation_undone(fit):
     assert np.abs(np.asarray(run.image(0), float) - plain[1].permute(1, 2, 0).numpy() * 255).mean() < 20
 
 
+@pytest.mark.slow
 def test_columns_that_the_model_does_not_take_are_left_out(fit):
     class More(Images):
         def __getitem__(self, i):
@@ -184,6 +195,7 @@ def test_columns_that_the_model_does_not_take_are_left_out(fit):
     assert statuses(run) == ["ok"] * 2 and sorted(run.frames[1]["metrics"]) == ["loss"]
 
 
+@pytest.mark.slow
 def test_a_collator_of_ones_own_makes_the_batch(fit):
     def collate(samples):
         return {"pixel_values": torch.stack([s[0] for s in samples]), "labels": torch.tensor([s[1] for s in samples])}
@@ -193,6 +205,7 @@ def test_a_collator_of_ones_own_makes_the_batch(fit):
     assert [p["label"] for p in run.panel] == ["green", "blue"] and statuses(run) == ["ok"] * 3
 
 
+@pytest.mark.slow
 def test_a_setting_that_does_not_fit_is_refused_before_the_first_batch(fit, tmp_path):
     for settings, words in [({"items": [12]}, "index 12"), ({"layer": "tail"}, "tail"), ({"target": "pink"}, "pink")]:
         with pytest.raises(GradCAMError, match=words):
@@ -210,12 +223,14 @@ def test_without_a_trainer_it_says_what_it_needs():
         callback.on_train_begin(args, transformers.TrainerState(), control, model=vit())
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_the_trainers_checkpoint(fit):
     fit(GradCAMCallback(n=2, name="night"), num_train_epochs=1, save_strategy="epoch")
     run = fit(GradCAMCallback(n=2, name="night", resume=True), num_train_epochs=2, checkpoint=True)
     assert places(run) == [(0, -1), (0, 0), (1, 1)]
 
 
+@pytest.mark.slow
 def test_a_panel_larger_than_the_set_takes_all_of_it_with_a_warning(fit):
     run, said = heard(lambda: fit(GradCAMCallback(n=13), num_train_epochs=1))
     assert len(run.panel) == 12

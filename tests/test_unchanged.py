@@ -209,6 +209,7 @@ def test_it_is_the_same_with_a_whole_fit_under_autocast(where, image_folder, tmp
     assert differences(left(tmp_path / "a"), left(tmp_path / "b", GradCAMCallback(n=2))) == []
 
 
+@pytest.mark.slow
 def test_two_callbacks_on_one_learner_change_nothing_either(image_folder, tmp_path, left_without):
     one, other = GradCAMCallback(n=2, layer=0), GradCAMCallback(n=2, method="layercam")
     learn = trained(image_folder, tmp_path, "fit", one, other)
@@ -367,6 +368,7 @@ def random_numbers():
     return random.random(), np.random.rand(), torch.rand(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "raising", "failed"), [((), False, 0), ((0, 1, 2), False, 0), ((0, 1, 2), True, 3), ((1,), True, 1)]
 )
@@ -392,6 +394,7 @@ def test_each_frame_leaves_everything_as_it_was(epochs, raising, failed, image_f
         assert differences(one, other) == []
 
 
+@pytest.mark.slow
 def test_the_gradients_of_a_step_that_is_not_complete_survive_a_frame(image_folder, tmp_path):
     before, after = Before(), After()
     cbs = [GradientAccumulation(20), GradCAMCallback(n=2), before, after]

@@ -54,6 +54,7 @@ def watching(net, data, tmp_path, n=4, **settings):
     return Watch(net, x[:n], **{"labels": y[:n], "vocab": VOCAB, "path": tmp_path, **settings})
 
 
+@pytest.mark.slow
 def test_a_frame_before_training_and_after_each_epoch(net, data, tmp_path):
     with watching(net, data, tmp_path, loss_func=nn.functional.cross_entropy) as watch:
         train(net, data, watch)
@@ -91,6 +92,7 @@ def test_the_training_is_the_same_to_the_last_bit(net, data, tmp_path):
     assert differences(alone, left(careless)) != []
 
 
+@pytest.mark.slow
 def test_under_no_grad_and_in_training_mode_the_model_is_left_as_it_was(net, data, tmp_path):
     net.train()
     with torch.no_grad():
@@ -102,6 +104,7 @@ def test_under_no_grad_and_in_training_mode_the_model_is_left_as_it_was(net, dat
     assert statuses(watch.run) == ["ok", "ok"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "wanted"), [(1, [-1, 0, 1, 2]), (2, [-1, 1, 2]), (5, [-1, 2])])
 def test_every_k_keeps_the_last_epoch(every, wanted, net, data, tmp_path):
     with watching(net, data, tmp_path, every=every) as watch:
@@ -110,6 +113,7 @@ def test_every_k_keeps_the_last_epoch(every, wanted, net, data, tmp_path):
     assert [f["epoch"] for f in watch.run.frames] == wanted
 
 
+@pytest.mark.slow
 def test_parts_of_a_training_have_numbers_of_their_own(net, data, tmp_path):
     with watching(net, data, tmp_path) as watch:
         watch(0)
@@ -117,6 +121,7 @@ def test_parts_of_a_training_have_numbers_of_their_own(net, data, tmp_path):
     assert places(watch.run) == [(0, -1), (0, 0), (1, 0)]
 
 
+@pytest.mark.slow
 def test_a_part_whose_last_call_had_no_frame_gets_none_of_other_weights(net, data, tmp_path):
     with watching(net, data, tmp_path, every=4) as watch:
         for part in range(2):
@@ -126,6 +131,7 @@ def test_a_part_whose_last_call_had_no_frame_gets_none_of_other_weights(net, dat
     assert places(watch.run) == [(0, -1), (0, 3), (1, 3), (1, 5)]
 
 
+@pytest.mark.slow
 def test_what_a_call_is_given_wrongly_is_a_warning(net, data, tmp_path, recwarn):
     with watching(net, data, tmp_path) as watch:
         watch(0, 0.25)
@@ -136,6 +142,7 @@ def test_what_a_call_is_given_wrongly_is_a_warning(net, data, tmp_path, recwarn)
     assert places(watch.run) == [(0, -1), (0, 1)] and watch.run.frames[1]["metrics"] == {"loss": None}
 
 
+@pytest.mark.slow
 def test_a_model_that_is_called_in_another_way(net, data, tmp_path):
     class Named(nn.Module):
         def __init__(self):
@@ -162,6 +169,7 @@ def test_a_sharded_model_is_refused(net, data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_exception_interrupts_the_run(net, data, tmp_path):
     with pytest.raises(KeyboardInterrupt), watching(net, data, tmp_path) as watch:
         watch(0)
@@ -171,6 +179,7 @@ def test_an_exception_interrupts_the_run(net, data, tmp_path):
         watch(1)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_by_its_name(net, data, tmp_path):
     for resume in (False, True):
         with watching(net, data, tmp_path, name="night", resume=resume) as watch:
@@ -181,6 +190,7 @@ def test_a_run_is_resumed_by_its_name(net, data, tmp_path):
         watching(other, data, tmp_path, name="night")
 
 
+@pytest.mark.slow
 def test_a_failing_logger_and_a_failing_frame_are_warnings(net, data, tmp_path):
     def broken(run, frame):
         raise ConnectionError("no route to host")
@@ -195,6 +205,7 @@ def test_a_failing_logger_and_a_failing_frame_are_warnings(net, data, tmp_path):
     assert statuses(watch.run) == ["ok", "failed"]
 
 
+@pytest.mark.slow
 def test_warnings_turned_into_errors_end_no_training(net, data, tmp_path, recwarn):
     import warnings
 
@@ -207,6 +218,7 @@ def test_warnings_turned_into_errors_end_no_training(net, data, tmp_path, recwar
     assert statuses(watch.run) == ["ok", "failed"]
 
 
+@pytest.mark.slow
 def test_on_error_raise_raises(net, data, tmp_path):
     watch = watching(net, data, tmp_path, on_error="raise")
     net[4] = nn.Linear(5, 3)
@@ -227,6 +239,7 @@ def test_pictures_are_the_inputs_with_mean_and_std_undone_or_those_given(net, da
     assert run.image(0).size == (40, 30)
 
 
+@pytest.mark.slow
 def test_labels_are_names_or_indices(net, data, tmp_path):
     for labels in (["green", "blue"], [1, 2], torch.tensor([1, 2]), np.array([1, 2])):
         watch = Watch(net, data[0][:2], labels=labels, vocab=VOCAB, path=tmp_path)
@@ -271,6 +284,7 @@ def test_other_processes_of_a_distributed_training_do_nothing(net, data, tmp_pat
     assert watch.run is None and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_watch_knows_no_fastai():
     code = "import sys; from fastai_gradcam import Watch; assert not [m for m in sys.modules if m.split('.')[0] in "
     code += "('fastai', 'fastcore')]"
