@@ -199,18 +199,22 @@ def mean(values: list[float]) -> str:
 
 
 def table(args: argparse.Namespace) -> None:
-    """A row for each remedy, of the seeds that have it."""
+    """A row for each remedy, of the seeds that have it; gains and losses beside `longer`, by the same seeds."""
     lines = read(args.work / "guide.jsonl")
     columns = ("clean", "missing", "swapped", "worst", "turned", "transplant", "place", "named")
     for data, marked in itertools.product(EPOCHS, (True, False)):
         mine = [m for m in lines if m["data"] == data and m["marked"] == marked]
         if not mine:
             continue
-        print(f"### {data}, {'marked' if marked else 'honest'}\n\n| remedy | seeds | {' | '.join(columns)} |")
-        print("|---" * (len(columns) + 2) + "|")
+        longer = {m["seed"]: m for m in mine if m["remedy"] == "longer"}
+        beside = ("clean", "worst")
+        heads = [*columns, *(f"{k}, beside `longer`" for k in beside)]
+        print(f"### {data}, {'marked' if marked else 'honest'}\n\n| remedy | seeds | {' | '.join(heads)} |")
+        print("|---" * (len(heads) + 2) + "|")
         for remedy in dict.fromkeys(m["remedy"] for m in mine):
             rows = [m for m in mine if m["remedy"] == remedy]
             values = [[float(m[k]) for m in rows if m[k] == m[k]] for k in columns]
+            values += [[m[k] - longer[m["seed"]][k] for m in rows if m["seed"] in longer] for k in beside]
             print(f"| {remedy} | {len(rows)} | {' | '.join(map(mean, values))} |")
         print()
 
