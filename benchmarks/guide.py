@@ -46,7 +46,7 @@ from fastai_gradcam.guide import CoverPlace, GradCAMGuide
 from fastai_gradcam.judge import judge
 
 EPOCHS = {"fish": (8, 4e-3), "clothing": (3, 1e-3)}
-WEIGHT = 4.0
+WEIGHT = 1.0
 REMEDIES = "none,longer,guide 5 %;cover,dfr,guide 1 %,guide 100 %,first order 5 %"
 HONEST = ("none", "longer", "guide 5 %")
 FEW = 4  # pictures of each class, for DFR

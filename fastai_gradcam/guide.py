@@ -56,12 +56,13 @@ class GradCAMGuide(Callback):
     - `on_missing`: `"skip"` trains on images without a mask as usual, `"raise"` refuses a training that has any.
     - `second_order`: the gradient passes through the channels' weights, too; `False` takes them as constants.
 
-    Images with a mask are shown to the model a second time, in evaluation mode, as maps are made everywhere else. An
-    image whose object a transform cut off, or whose map is empty, adds nothing. `shares`: the mean share outside for
-    each batch that was guided. It is off again by `learn.remove_cb(GradCAMGuide)`, and an exported learner is free of
-    it. Raises `GradCAMError` before the first batch for masks that fit no training image, transforms that move images
-    but not masks, MixUp and CutMix (an image of two has no object of its own), several inputs or targets, several
-    labels, regression, segmentation, compiled models and distributed training.
+    A batch that has an image with a mask is shown to the model a second time: up to the layer as it trains, after it in
+    evaluation mode, because BatchNorm would mix the images there. An image whose object a transform cut off, or whose
+    map is empty, adds nothing. `shares`: the mean share outside for each batch that was guided. It is off again by
+    `learn.remove_cb(GradCAMGuide)`, and an exported learner is free of it. Raises `GradCAMError` before the first batch
+    for masks that fit no training image, transforms that move images but not masks, MixUp and CutMix (an image of two
+    has no object of its own), several inputs or targets, several labels, regression, segmentation, compiled models and
+    distributed training.
 
     Energy loss of Rao et al. 2023, https://arxiv.org/abs/2303.11932
 
@@ -137,7 +138,7 @@ class GradCAMGuide(Callback):
         (masks, has), self._loader.seen = self._loader.seen, None
         if has.any():
             with self._faults.harmless("guiding this batch", raising=False):
-                share = self._outside(masks[has], has)
+                share = self._outside(masks, has)
                 if share is not None:
                     self._shares.append(share.detach())
                     self.learn.loss_grad = self.learn.loss_grad + self.weight * share
@@ -160,8 +161,9 @@ class GradCAMGuide(Callback):
     def _outside(self, masks: Tensor, has: Tensor) -> Tensor | None:
         model = unwrap(self.learn.model)
         spot = Spot(self._spot, model.get_submodule(self._spot))
-        x, y = (t.as_subclass(Tensor)[has] for t in (self.learn.xb[0], self.learn.yb[0]))
-        shares = attention_outside(model, x, y, masks, spot, self.second_order)
+        x, y = (t.as_subclass(Tensor) for t in (self.learn.xb[0], self.learn.yb[0]))
+        # The whole batch, because its statistics are those of the training.
+        shares = attention_outside(model, x, y, masks, spot, self.second_order)[has]
         shares = shares[shares.isfinite()]
         return shares.mean() if len(shares) else None
 

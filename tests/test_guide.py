@@ -71,7 +71,7 @@ def share(model, x, y, masks, second_order=True):
 
 
 def test_the_share_is_that_of_the_map_which_the_library_shows():
-    model, (x, y, masks) = toy(), scene()
+    model, (x, y, masks) = toy().eval(), scene()
     maps = gradcam(model, x, layer="0", target=y).maps[0]
     expected = 1 - (maps * masks).sum((1, 2)) / maps.sum((1, 2))
     assert torch.allclose(share(model, x, y, masks), expected, atol=1e-6)
@@ -123,6 +123,23 @@ def test_a_frozen_body_an_empty_map_and_a_head_with_batch_norm():
     model = nn.Sequential(*toy()[:3], nn.BatchNorm1d(12), nn.Linear(12, 3)).double().train()
     assert share(model, x, torch.zeros(3).long(), masks).isfinite().all() and model.training and model[3].training
     assert int(model[3].num_batches_tracked) == 0
+
+
+def test_the_body_is_as_it_trains_and_what_follows_as_it_is_used():
+    "Running statistics that lag behind would give other features; they are neither read nor gathered."
+    model, (x, y, masks) = toy(dropout=0.5).train(), scene()
+    model[0][1].running_var.fill_(100)
+    before, seed = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    found = share(model, x, y, masks)
+    assert torch.equal(torch.get_rng_state(), seed)  # dropout behind the layer is off
+    A = model[0](x).detach()
+    model.load_state_dict(before)
+    model[0], kept = nn.Identity(), model[0]
+    maps = gradcam(model, A, layer="0", target=y).maps[0]
+    model[0] = kept
+    assert torch.allclose(found, 1 - (maps * masks).sum((1, 2)) / maps.sum((1, 2)), atol=1e-6)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(m.training and getattr(m, "track_running_stats", True) for m in model.modules())
 
 
 # --- masks go with their images

@@ -27,10 +27,11 @@ def attention_outside(
 ) -> Tensor:
     """The share (0…1) of the Grad-CAM of class `y` outside of `masks`, `(N,)`; NaN where the map is empty.
 
-    `x`: `(N, C, H, W)`. `y`: `(N,)` classes. `masks`: `(N, H, W)`, true on the object. The model itself is run, in
-    evaluation mode: in training mode, BatchNorm between the layer and the scores makes the sum of the scores of a
-    batch (nearly) constant, and its gradient says nothing of any one image. `second_order`: the result depends on the
-    weights through the gradients, too; without it, the channels' weights are constants.
+    `x`: `(N, C, H, W)`. `y`: `(N,)` classes. `masks`: `(N, H, W)`, true on the object. The model itself is run. Up to
+    the layer it is in the mode that it is in, because the features that a training works on are those of its batch:
+    running statistics lag behind them. What follows is in evaluation mode: BatchNorm in training mode makes the sum of
+    the scores of a batch (nearly) constant, and its gradient says nothing of any one image. `second_order`: the result
+    depends on the weights through the gradients, too; without it, the channels' weights are constants.
     """
     kept: list[Tensor] = []
 
@@ -41,11 +42,13 @@ def attention_outside(
         A = found[spot.entry]
         # A frozen body gives activations without a history: then only what follows them learns.
         kept[:] = [A if A.requires_grad else A.detach().requires_grad_()]
+        for part in model.modules():
+            part.training = False
         # An in-place neighbour would overwrite what is kept.
         return replaced(output, spot.entry, kept[0].clone())
 
     inputs = inputs_of(x)
-    with torch.enable_grad(), without_checkpoints(), _evaluating(model):
+    with torch.enable_grad(), without_checkpoints(), _unchanged(model):
         with spot.module.register_forward_hook(keep):
             output = inputs.run(model)
         if not kept:
@@ -66,12 +69,16 @@ def attention_outside(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    "Modes are as before, and no running statistics are gathered."
     modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
+    gathering = [module for module, _ in modes if getattr(module, "track_running_stats", False)]
+    for module in gathering:
+        module.track_running_stats = False  # type: ignore[assignment]
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for module in gathering:
+            module.track_running_stats = True  # type: ignore[assignment]

@@ -41,7 +41,7 @@ _MENDS = {
     "learn.dls.train.after_item.add(CoverPlace({place})); learn.fine_tune(2);",
     "guide": "draw boxes = {file name: (x0, y0, x1, y1)} around the object on a few training images, train on, and "
     "judge again: from fastai_gradcam.guide import GradCAMGuide; "
-    "learn.fine_tune(2, cbs=GradCAMGuide(boxes, weight=4));",
+    "learn.fine_tune(2, cbs=GradCAMGuide(boxes));",
     "colour": "exchange colours among the training images, train on, and judge again: from fastai_gradcam.guide import "
     "SwapColours; learn.dls.train.after_batch.add(SwapColours()); learn.fine_tune(2);",
 }
