@@ -49,7 +49,7 @@ class Source:
 
 
 def read_by(source: Source) -> list[Any]:
-    "What runs when the data set is read: its class, and all that it keeps but the data, such as transforms."
+    "All that runs when the data set is read: its class, and what it keeps but the data, such as transforms."
     kept = vars(source.dataset).values() if hasattr(source.dataset, "__dict__") else ()
     return [type(source.dataset), *(value for value in kept if not _is_data(value)), source.collate]
 
