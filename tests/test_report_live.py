@@ -175,7 +175,9 @@ def test_hostile_names_come_back_as_they_were(hostile):
     assert sorted(run.vocab) == sorted(LABELS)
     labels = [p["label"] for p in run.panel]
     assert sorted(labels) == sorted(LABELS)
-    names = {LABELS[i]: f"{FOLDER} {i}/{file}" for i, file in enumerate(FILES)}
+    # A name that is not UTF-8 is told with its bytes as escapes.
+    files = [file.encode("utf-8", "backslashreplace").decode() for file in FILES]
+    names = {LABELS[i]: f"{FOLDER} {i}/{file}" for i, file in enumerate(files)}
     assert [p["name"] for p in run.panel] == [names[label] for label in labels]
     assert list(run.frames[-1]["metrics"])[2:] == [HOSTILE[1], HOSTILE[2], HOSTILE[8]]
     history = run.history
