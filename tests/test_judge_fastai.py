@@ -139,7 +139,7 @@ def test_a_training_that_is_judged_is_the_same_to_the_last_bit_and_has_verdicts_
 @pytest.mark.parametrize(
     ("extra", "network", "code"),
     [
-        ("stamp", Filters("magenta"), "GradCAMGuide(boxes, weight=4)"),
+        ("stamp", Filters("magenta"), "GradCAMGuide(boxes)"),
         ("corner", Filters("magenta", 1.0, corner()), "CoverPlace('top left corner')"),
         ("cast", Filters("magenta", 0.15), "SwapColours()"),  # so weak that the border alone does not do
     ],
