@@ -29,7 +29,7 @@ def attention_outside(
 
     `x`: `(N, C, H, W)`. `y`: `(N,)` classes. `masks`: `(N, H, W)`, true on the object. The model itself is run. Up to
     the layer it is in the mode that it is in, because the features that a training works on are those of its batch:
-    running statistics lag behind them. What follows is in evaluation mode: BatchNorm in training mode makes the sum of
+    running statistics lag behind them. The rest is in evaluation mode: BatchNorm in training mode makes the sum of
     the scores of a batch (nearly) constant, and its gradient says nothing of any one image. `second_order`: the result
     depends on the weights through the gradients, too; without it, the channels' weights are constants.
     """
