@@ -90,7 +90,6 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
         read_folder(tmp_path / "none")
 
 
-@pytest.mark.slow
 def test_a_network_from_scratch_begins_with_blocks_that_change_nothing(fish):
     learn = scratch_learner(read_folder(fish).dataloaders(32, bs=4), resnet18)
     block = learn.model[0][4][1].eval()

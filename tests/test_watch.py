@@ -142,7 +142,6 @@ def test_what_a_call_is_given_wrongly_is_a_warning(net, data, tmp_path, recwarn)
     assert places(watch.run) == [(0, -1), (0, 1)] and watch.run.frames[1]["metrics"] == {"loss": None}
 
 
-@pytest.mark.slow
 def test_a_model_that_is_called_in_another_way(net, data, tmp_path):
     class Named(nn.Module):
         def __init__(self):
