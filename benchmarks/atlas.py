@@ -298,6 +298,7 @@ def time_words() -> str:
         ),
     ]
     half = memory[memory["images"] >= memory["images"].max() / 10]
+    plot(memory)
     return (
         f"resnet18, 64 pixels, batches of 64, one thread on the CPU, {total:,} images in {n} interleaved pairs, as a "
         "multiple of\n`learn.validate()` on the same loader:\n\n| | all | lowest–highest pair |\n|---|---|---|\n"
@@ -305,6 +306,16 @@ def time_words() -> str:
         + f"\nMemory of the process in an atlas of {memory['images'].max():,} images: {half.mib.iloc[0]:.0f} MiB after "
         f"{half['images'].iloc[0]:,}, {half.mib.iloc[-1]:.0f} MiB\nafter the last.\n"
     )
+
+
+def plot(memory: pd.DataFrame) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure((6, 2.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(memory["images"], memory["mib"])
+    axes.set(ylim=(0, 1.2 * memory["mib"].max()), xlabel="images in the atlas", ylabel="memory of the process, MiB")
+    figure.savefig(OUT / "memory.png", dpi=120)
 
 
 def million_words() -> str:
