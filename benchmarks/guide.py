@@ -8,7 +8,7 @@ A mark is put into a corner of every training picture of one class. Groups that 
 class whose mark is missing, and pictures of other classes that bear it (swapped). Each remedy begins with the model
 that learned the mark, and trains it for as long again; `longer` does so without any. Boxes are the drawn fish's own,
 and for clothing the middle of the picture, where the photos have their garment. Boxes are spent on the marked class
-first, as the judge names it, and then on others. The weight was chosen on seed 100, which is not reported.
+first, as the judge names it, and then on others. The weights were chosen on seed 100, which is not reported.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from fastai_gradcam.guide import CoverPlace, GradCAMGuide
 from fastai_gradcam.judge import judge
 
 EPOCHS = {"fish": (8, 4e-3), "clothing": (3, 1e-3)}
-WEIGHT = 1.0
+WEIGHT = {"fish": 1.0, "clothing": 4.0}
 REMEDIES = "none,longer,guide 5 %;cover,dfr,guide 1 %,guide 100 %,first order 5 %"
 HONEST = ("none", "longer", "guide 5 %")
 FEW = 4  # pictures of each class, for DFR
@@ -126,7 +126,7 @@ def remedied(remedy: str, fallen: torch.nn.Module, p: Pictures, x: Any, c: int, 
     if remedy.startswith(("guide", "first")):
         share = int(remedy.split()[-2]) / 100
         given = boxes(p, c, share, rng)
-        learn.add_cb(GradCAMGuide(given, WEIGHT, second_order=not remedy.startswith("first")))
+        learn.add_cb(GradCAMGuide(given, WEIGHT[data], second_order=not remedy.startswith("first")))
     learn.fit_one_cycle(epochs, lr)
     return net
 
@@ -248,7 +248,7 @@ def cost(args: argparse.Namespace) -> None:
             learn = learner(p, p.x, network("fish", len(p.names), Path()), turn)
             if share:
                 given = boxes(p, 0, share, np.random.default_rng(turn))
-                learn.add_cb(GradCAMGuide(given, WEIGHT, second_order=second))
+                learn.add_cb(GradCAMGuide(given, WEIGHT["fish"], second_order=second))
             kept = Kept()
             learn.fit(1, cbs=kept)  # this epoch finds the layer, and is not timed
             began = time.process_time()
