@@ -266,7 +266,7 @@ def test_a_disk_full_before_training_is_told_before_the_first_batch(learner, mon
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
     learn = learner(GradCAMCallback(n=2, name="a"))
-    with monkeypatch.context() as patch, pytest.raises(GradCAMError, match="No space.*give path="):
+    with monkeypatch.context() as patch, pytest.raises(GradCAMError, match=r"No space.*give path="):
         patch.setattr(Path, "write_bytes", full)
         learn.fit(1)
     assert learn.opt.state_dict()["state"][0] == {} or not learn.recorder.losses
