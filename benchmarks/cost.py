@@ -271,7 +271,7 @@ def _watched(args):
 
     with tempfile.TemporaryDirectory() as folder:
         learn = _learner(args, Path(folder) / "images")
-        learn.add_cb(GradCAMCallback(n=args.n, path=Path(folder) / "runs"))
+        learn.add_cb(GradCAMCallback(n=args.n, path=Path(folder) / "runs", judge=None))
         with learn.no_bar(), learn.no_logging():
             learn.fit(1)
         x = learn.grad_cam.panel.x.to(args.device)
@@ -309,11 +309,11 @@ def frame(args, say):
 
 def profile(args, say):
     "Where the time of a frame goes, stage by stage, with everything written before the next begins."
-    from fastai_gradcam import callback
     from fastai_gradcam._run import writer as record
+    from fastai_gradcam._watch import core, look, looks
 
     with _watched(args) as (watch, forward):
-        took = {}
+        took, watcher = {}, watch._session.watcher
 
         def timed(name, function):
             def run(*arguments, **options):
@@ -326,27 +326,27 @@ def profile(args, say):
             return run
 
         stages = [
-            (callback, "gradcam", "training thread: the maps"),
-            (callback, "measure", "training thread: the numbers"),
-            (callback.GradCAMCallback, "_losses", "training thread: the losses"),
-            (callback.GradCAMCallback, "_take", "training thread: all"),
-            (record, "frame_grid", "writing thread: the grid is drawn"),
-            (record, "_encoded", "writing thread: the grid is encoded"),
+            (looks, "in_chunks", "training thread: the maps"),
+            (look, "measure", "training thread: the numbers"),
+            (looks, "losses", "training thread: the losses"),
+            (core.Watcher, "take", "training thread: all"),
+            (watcher.writer, "draw", "writing thread: the grid is drawn"),
+            (record, "image_bytes", "writing thread: the grid is encoded"),
             (record.np, "savez", "writing thread: the maps are packed"),
             (record, "write_whole", "writing thread: files are put in place"),
-            (record, "append", "writing thread: rows are added"),
-            (record.Recorder, "_write", "writing thread: all"),
+            (record, "append_at", "writing thread: rows are added"),
+            (record.Writer, "_write", "writing thread: all"),
         ]
         kept = [(of, name, getattr(of, name)) for of, name, _ in stages]
-        watch._recorder.after_frame = None
+        watcher.writer.after_frame = None
         each = {}
         try:
             for of, name, title in stages:
                 setattr(of, name, timed(title, getattr(of, name)))
             for k in range(args.runs + 1):
                 took.clear()
-                watch._take(0, {})
-                watch._recorder.flush()
+                watcher.take(0, {})
+                watcher.writer.flush()
                 base = clock(forward, args.device)
                 if k:
                     for title, seconds in took.items():
@@ -372,15 +372,16 @@ def share(args, say):
             device=args.device,
         )  # fmt: skip
         learn = vision_learner(dls, squeezenet1_1, pretrained=False, path=Path(folder))
-        watch = GradCAMCallback(n=16, path=Path(folder) / "runs", show=False)
+        watch = GradCAMCallback(n=16, path=Path(folder) / "runs", show=False, judge=None)
         frames, written, epochs = [], [], []
         with learn.no_bar(), learn.no_logging():
             learn.fit(1, cbs=watch)
             for _ in range(args.runs):
                 epochs.append(clock(lambda: learn.fit(1), args.device))
                 with learn.added_cbs(watch):
-                    frames.append(clock(lambda: watch._take(0, {}), args.device))
-                    written.append(frames[-1] + clock(watch._recorder.flush, args.device))
+                    watcher = watch._session.watcher
+                    frames.append(clock(lambda: watcher.take(0, {}), args.device))  # noqa: B023
+                    written.append(frames[-1] + clock(watcher.writer.flush, args.device))
     scale = 3000 / len(dls.train_ds)
     for what, each in (("on the training thread", frames), ("until all is written", written)):
         ratio = sorted(100 * a / (b * scale) for a, b in zip(each, epochs, strict=True))
@@ -449,16 +450,18 @@ def start(args, say):
 
 
 def _written_run(path, images, frames):
-    "A run of random maps, written by the recorder itself."
+    "A run of random maps, written by the writer itself."
     import numpy as np
     from PIL import Image
 
-    from fastai_gradcam._run.writer import Frame, Recorder
+    from fastai_gradcam._draw.frame import frame_grid
+    from fastai_gradcam._run.schema import Frame
+    from fastai_gradcam._run.writer import Writer
     from fastai_gradcam.measures import measure
 
     draw = np.random.default_rng(0)
     smooth = lambda: Image.fromarray(draw.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize((224, 224))
-    recorder = Recorder.create(
+    writer = Writer.create(
         path,
         settings={},
         arch="resnet34",
@@ -468,6 +471,7 @@ def _written_run(path, images, frames):
         labels=["a"] * images,
         images=[smooth() for _ in range(images)],
         masks=[None] * images,
+        draw=frame_grid,
     )
     about = {
         "layer": "layer4",
@@ -492,8 +496,8 @@ def _written_run(path, images, frames):
             }
             for i in range(images)
         ]
-        recorder.add(Frame(k, 0, k - 1, {"valid_loss": 1.0}, {"layer4": maps}, rows))
-    recorder.close("finished")
+        writer.add(Frame(k, 0, k - 1, {"valid_loss": 1.0}, {"layer4": maps}, rows))
+    writer.close("finished")
     return path
 
 
