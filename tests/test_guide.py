@@ -142,6 +142,18 @@ def test_the_body_is_as_it_trains_and_what_follows_as_it_is_used():
     assert all(m.training and getattr(m, "track_running_stats", True) for m in model.modules())
 
 
+def test_statistics_that_are_not_gathered_are_still_read_where_a_norm_evaluates():
+    "InstanceNorm takes the image's own statistics where it tracks none."
+    model, (x, y, masks) = toy().train(), scene()
+    model[0][1] = nn.InstanceNorm2d(3, track_running_stats=True).double()
+    model[0][1].eval()  # frozen
+    model.insert(1, nn.InstanceNorm2d(3, track_running_stats=True).double())
+    for norm in (model[0][1], model[1]):
+        norm.running_var.fill_(4)
+    maps = gradcam(model, x, layer="0", target=y).maps[0]
+    assert torch.allclose(share(model, x, y, masks), 1 - (maps * masks).sum((1, 2)) / maps.sum((1, 2)), atol=1e-6)
+
+
 # --- masks go with their images
 
 

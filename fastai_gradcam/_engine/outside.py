@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,13 +42,12 @@ def attention_outside(
         A = found[spot.entry]
         # A frozen body gives activations without a history: then only what follows them learns.
         kept[:] = [A if A.requires_grad else A.detach().requires_grad_()]
-        for part in model.modules():
-            part.training = False
+        evaluate()
         # An in-place neighbour would overwrite what is kept.
         return replaced(output, spot.entry, kept[0].clone())
 
     inputs = inputs_of(x)
-    with torch.enable_grad(), without_checkpoints(), _unchanged(model):
+    with torch.enable_grad(), without_checkpoints(), _unchanged(model) as evaluate:
         with spot.module.register_forward_hook(keep):
             output = inputs.run(model)
         if not kept:
@@ -69,16 +68,20 @@ def attention_outside(
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    "Modes are as before, and no running statistics are gathered."
-    modes = [(module, module.training) for module in model.modules()]
-    gathering = [module for module, _ in modes if getattr(module, "track_running_stats", False)]
-    for module in gathering:
-        module.track_running_stats = False  # type: ignore[assignment]
+def _unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
+    "Modes are as before, and no running statistics are gathered. What is given puts the rest into evaluation mode."
+    before = [(part, part.training, getattr(part, "track_running_stats", None)) for part in model.modules()]
+
+    def put(training: bool | None = None) -> None:
+        for part, mode, tracks in before:
+            part.training = mode if training is None else training
+            if tracks is not None:
+                part.track_running_stats = tracks
+
+    for part, mode, tracks in before:
+        if mode and tracks:
+            part.track_running_stats = False  # type: ignore[assignment]
     try:
-        yield
+        yield lambda: put(False)
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for module in gathering:
-            module.track_running_stats = True  # type: ignore[assignment]
+        put()
