@@ -69,7 +69,7 @@ def attention_outside(
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
-    "Modes are as before, and no running statistics are gathered. What is given puts the rest into evaluation mode."
+    "Modes are as before, and no running statistics are gathered; gives a function that puts the rest into evaluation."
     before = [(part, part.training, getattr(part, "track_running_stats", None)) for part in model.modules()]
 
     def put(training: bool | None = None) -> None:
