@@ -3,7 +3,8 @@
 For each family (a module of timm) the smallest of a few small models, random weights, parameters that start at zero
 drawn anew; at its own input size, and at 299 × 331 where it takes that. Asked of each: does the layer have space, does
 it take part in the score, is every map finite and not without mass, does it agree with captum there, and does the map
-change where the image does. Families whose network is not built within 30 seconds of processor time are left out.
+change where the image does. Families whose smallest network has more than 200 million parameters, or is not built
+within 30 seconds of processor time, are left out.
 
 Each network has a process of its own and ten minutes; one that hangs leaves the stacks of its threads behind.
 """
@@ -31,13 +32,13 @@ from fastai_gradcam._search.space import even
 from fastai_gradcam.targets import class_scores, main_output
 
 MARK = "<!-- benchmarks/timm_families.py -->"
-SECONDS_TO_BUILD, SECONDS = 30, 600
+LARGEST, SECONDS_TO_BUILD, SECONDS = 200e6, 30, 600
 CLASSES = 3
 _SMALL = "test_ atto femto pico nano xxs xxt _xs _t tiny _mini small _s _05 050 _18 10t 14 lite b0 b_ base".split()
 
 
 def smallest(family: str) -> str | None:
-    "The smallest of a few models of a family that are likely to be small."
+    "The smallest of a few models of a family that are likely to be small; `None` if that is large, too."
     import timm
 
     names = [n for n in timm.list_models(module=family) if not n.startswith("test_")]
@@ -49,7 +50,8 @@ def smallest(family: str) -> str | None:
                 sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
         except Exception:
             sizes[name] = sys.maxsize
-    return min(sizes, key=lambda name: sizes[name], default=None)
+    name = min(sizes, key=lambda name: sizes[name], default=None)
+    return name if name is not None and sizes[name] <= LARGEST else None
 
 
 def built(name: str) -> nn.Module:

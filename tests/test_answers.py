@@ -113,6 +113,46 @@ def test_the_probability_of_a_label_is_squashed_once(ends, loss, labels, photo, 
     assert cam.pred == (", ".join(on) or "(none)")
 
 
+class LeastProbable(CrossEntropyLossFlat):
+    "Decodes in a manner of its own, as a loss of costs or of ranks does."
+
+    def decodes(self, x):
+        return x.argmin(1)
+
+
+class OfProbabilities(LeastProbable):
+    "Of a network that ends in a softmax."
+
+    def activation(self, x):
+        return x
+
+
+@pytest.mark.parametrize(("ends", "loss"), [((), LeastProbable()), ((nn.Softmax(1),), OfProbabilities())])
+def test_what_is_predicted_is_what_the_loss_decodes(ends, loss, colours, photo, tmp_path):
+    learn = learner_of(colours, net(3, *ends), tmp_path, loss)
+    with learn.no_bar():
+        said, _, probs = learn.predict(photo)
+    cam = learn.gradcam(photo)
+    assert cam.pred == cam.label == said == colours.vocab[int(probs.argmin())]
+    assert cam.prob == cam.pred_prob == pytest.approx(float(probs.min()), abs=1e-5)
+    run = watch(learn, target="pred")
+    assert (run.history.pred == run.history.target).all() and (run.history.pred_prob < 1 / 3).all()
+
+
+@pytest.mark.parametrize("thresh", [0.02, 0.98])
+def test_the_threshold_of_the_loss_parts_two_categories_and_labels(thresh, image_folder, labels, photo, tmp_path):
+    halves = data(image_folder, (ImageBlock, CategoryBlock), lambda f: "odd" if int(f.stem) % 2 else "even")
+    learn = learner_of(halves, net(1), tmp_path, BCEWithLogitsLossFlat(thresh=thresh))
+    odd = float(output_for(learn, photo).sigmoid())
+    cam, said = learn.gradcam(photo), "odd" if odd > thresh else "even"
+    assert 0.02 < odd < 0.98 and cam.pred == cam.label == said
+    assert cam.pred_prob == pytest.approx(odd if said == "odd" else 1 - odd, abs=1e-5)
+    learn = learner_of(labels, net(3), tmp_path, BCEWithLogitsLossFlat(thresh=thresh))
+    with learn.no_bar():
+        said = list(learn.predict(photo)[0])
+    assert learn.gradcam(photo, target="green").pred == (", ".join(said) or "(none)")
+
+
 @pytest.mark.slow
 def test_a_number_that_nobody_knows_is_left_out(colours, photo, tmp_path):
     learn = learner_of(colours, net(), tmp_path, lambda o, y: o.mean())

@@ -21,20 +21,20 @@ def task_of(dls: Any, loss: Any) -> Task:
     # It may keep a state, and is asked.
     loss = copy_of(loss)
     activation = activation_of(loss) if loss is not None else None
-    thresh = getattr(loss, "thresh", 0.5)
+    decodes = getattr(loss, "decodes", None)
     lists = getattr(getattr(dls, "valid_ds", None), "tls", None)
     targets = [] if lists is None else list(lists[_inputs(dls) :])
     if len(targets) > 1:
         # A loss of several targets has an activation for each, or none that is known.
-        return Task([_head(dls, i, one, None, None, thresh) for i, one in enumerate(targets)], loss)
-    return Task([_head(dls, 0, targets[0] if targets else None, loss, activation, thresh)], loss)
+        return Task([_head(dls, i, one, None, None, None) for i, one in enumerate(targets)], loss)
+    return Task([_head(dls, 0, targets[0] if targets else None, loss, activation, decodes)], loss)
 
 
 def _inputs(dls: Any) -> int:
     return getattr(dls, "n_inp", 1)
 
 
-def _head(dls: Any, i: int, target: Any, loss: Any, activation: Any, thresh: float) -> Head:
+def _head(dls: Any, i: int, target: Any, loss: Any, activation: Any, decodes: Any) -> Head:
     "Target `i`, as its transforms say, or else an example of it and the loss."
     transforms = list(getattr(getattr(target, "tfms", None), "fs", []))
     # The codes of masks are added after an item is made, for all that are masks.
@@ -44,14 +44,14 @@ def _head(dls: Any, i: int, target: Any, loss: Any, activation: Any, thresh: flo
         return next((t for t in transforms if isinstance(t, kinds)), None)
 
     if (found := first(MultiCategorize, EncodedMultiCategorize)) is not None:
-        return Head(LABELS, _listed(found.vocab), activation, thresh)
+        return Head(LABELS, _listed(found.vocab), activation, decodes)
     if (found := first(Categorize, AddMaskCodes)) is not None:
-        return Head(CATEGORY, _listed(found.vocab), activation, thresh)
+        return Head(CATEGORY, _listed(found.vocab), activation, decodes)
     if (found := first(RegressionSetup)) is not None:
-        return Head(REGRESSION, None, VALUE, thresh, getattr(found, "c", None) or 1)
+        return Head(REGRESSION, None, VALUE, decodes, getattr(found, "c", None) or 1)
     vocab = _listed(getattr(dls, "vocab", None)) if i == 0 else None
     kind = _kind(dls, i, loss, activation, vocab)
-    return Head(REGRESSION, None, VALUE, thresh) if kind == REGRESSION else Head(kind, vocab, activation, thresh)
+    return Head(REGRESSION, None, VALUE, decodes) if kind == REGRESSION else Head(kind, vocab, activation, decodes)
 
 
 def _kind(dls: Any, i: int, loss: Any, activation: Any, vocab: Any) -> str:

@@ -64,7 +64,7 @@ def task_of(panel: Panel | tuple[Tensor, ...], vocab: Sequence[Any] | None, loss
     kind = CATEGORY if y is None else kind_of(y, loss_func, named=names is not None)
     if loss_func is None:
         activation = {CATEGORY: SOFTMAX, LABELS: SIGMOID}.get(kind)
-    return Task([Head(kind, names, activation, getattr(loss_func, "thresh", 0.5))], loss_func)
+    return Task([Head(kind, names, activation, getattr(loss_func, "decodes", None))], loss_func)
 
 
 def _labels(given: Sequence[Any], vocab: list[str] | None) -> tuple[list[str | None], list[int] | None]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from .._errors import GradCAMError, spelled
 from ..targets import class_scores, predicted, regions
 from .asked import class_index
-from .losses import IDENTITY, LOG, SIGMOID, SOFTMAX, VALUE, as_they_are
+from .decoding import Decodes, class_of, labels_of
+from .losses import IDENTITY, LOG, SIGMOID, SOFTMAX, activated
 
 __all__ = ["CATEGORY", "LABELS", "REGRESSION", "Answer", "Head"]
 
@@ -36,14 +37,14 @@ class Answer:
 class Head:
     """One target: its `kind`, its classes as they stand in the vocabulary, and how the loss reads its scores.
 
-    `activation`: a constant of `losses`, a callable, or `None` where it is not known. `numbers`: of a regression, how
-    many there are, where that is known.
+    `activation`: a constant of `losses`, a callable, or `None` where it is not known. `decodes`: the loss's own, from
+    probabilities to classes. `numbers`: of a regression, how many there are, where that is known.
     """
 
     kind: str
     vocab: list[Any] | None = None
     activation: str | Callable[[Tensor], Tensor] | None = None
-    thresh: float = 0.5
+    decodes: Decodes | None = None
     numbers: int | None = None
 
     def __post_init__(self) -> None:
@@ -94,28 +95,31 @@ class Head:
 
     def _logits(self, scores: Tensor) -> Tensor:
         "Probabilities as the logits they are made from, so far as they say."
-        one_column = scores.ndim == 1 or scores.shape[1] == 1
+        one_column = _lone(scores)
         if self.activation != IDENTITY:
             return scores
         # A sure probability is 1 to the last digit, and has no gradient left.
         return torch.logit(scores, 1e-6) if self.kind == LABELS or one_column else scores.clamp_min(1e-12).log()
 
-    def probabilities(self, scores: Tensor, ending: str | None) -> Tensor | None:
+    def probabilities(self, scores: Tensor, ending: str | None, undone: bool = False) -> Tensor | None:
         """`(N, C)`, in a segmentation the mean over each class's region; `None` where they are not known.
 
-        `ending`: the activation that the network itself ends in.
+        `ending`: the activation that the network itself ends in; `undone`: the scores are those before it.
         """
         if self.kind == REGRESSION or scores.ndim in (0, 3):
             return None
         scores = scores.float()
         if scores.ndim > 2 and scores[0, 0].numel() == 1:
             scores = scores.flatten(1)
-        one_column = scores.ndim == 1 or scores.shape[1] == 1
+        one_column = _lone(scores)
         if one_column and self.vocab and len(self.vocab) == 1 and not self.single:
             return torch.ones(len(scores), 1)
         if one_column:
             scores = scores.reshape(len(scores), 1, *scores.shape[2:])
-        probs = self._activated(scores, ending, one_column)
+        how = self.activation
+        if ending is not None:
+            how = ending if undone else {SIGMOID: IDENTITY, SOFTMAX: IDENTITY, LOG: LOG}[ending]
+        probs = activated(scores, how, one_column, self.kind == CATEGORY)
         if probs is None:
             return None
         if one_column:
@@ -124,20 +128,6 @@ class Head:
             return probs
         where = regions(probs)
         return (probs * where).flatten(2).sum(2) / where.flatten(2).sum(2)
-
-    def _activated(self, scores: Tensor, ending: str | None, one_column: bool) -> Tensor | None:
-        how = {SIGMOID: IDENTITY, SOFTMAX: IDENTITY, LOG: LOG}[ending] if ending is not None else self.activation
-        if how == IDENTITY:
-            return scores
-        if how == LOG:
-            return scores.exp()
-        if how == SIGMOID or (one_column and how not in (None, VALUE)):
-            return scores.sigmoid()
-        if how == SOFTMAX:
-            return scores.softmax(1)
-        if callable(how):
-            return how(scores)
-        return as_they_are(scores) if self.kind == CATEGORY and not one_column else None
 
     # --- which classes
 
@@ -214,13 +204,19 @@ class Head:
         if self.kind != LABELS or (scores.shape[1] == 2 and self.single):
             return self.first(scores)
         # As many columns for all images as the one with most labels has; in the others the first is repeated.
-        on = self._on(self.activation(scores) if callable(self.activation) else scores.sigmoid())
+        on = labels_of(self.activation(scores) if callable(self.activation) else scores.sigmoid(), self.decodes)
         order = scores.argsort(1, descending=True)
         count = on.sum(1).clamp(min=1)
         return torch.stack([order[:, k].where(count > k, order[:, 0]) for k in range(int(count.max()))], 1)
 
-    def _on(self, probs: Tensor) -> Tensor:
-        return probs > self.thresh
+    def chosen(self, scores: Tensor, ending: str | None, undone: bool = False) -> Tensor | None:
+        "The predicted class of each image: of the largest region, or as the loss decodes it; `None` if it does not."
+        if scores.ndim > 3 and scores[0, 0].numel() > 1:
+            return predicted(scores)
+        if self.decodes is None or self.kind != CATEGORY or scores.ndim > 2:
+            return None
+        probs = self.probabilities(scores, ending, undone)
+        return None if probs is None else class_of(probs, self.decodes, _lone(scores))
 
     # --- words
 
@@ -241,8 +237,8 @@ class Head:
         if self.kind == LABELS and scores.ndim == 2 and scores.shape[1] > 1:
             return None if probs is None else [self._labelled(p, y, i) for i, p in enumerate(probs)]
         if probs is not None and scores.ndim <= 2:
-            pred = probs.argmax(1)
-        elif scores.ndim == 1 or scores.shape[1] == 1:
+            pred = class_of(probs, self.decodes, _lone(scores))
+        elif _lone(scores):
             return None
         else:
             pred = predicted(scores)
@@ -257,7 +253,7 @@ class Head:
         ]
 
     def _labelled(self, probs: Tensor, y: Tensor | None, i: int) -> Answer:
-        on = self._on(probs)
+        on = labels_of(probs, self.decodes)
         chosen = on.nonzero().flatten().tolist()
         correct = bool(y[i].gt(0).cpu().equal(on.cpu())) if y is not None and y.shape[1:] == on.shape else None
         if not chosen:
@@ -283,6 +279,10 @@ class Head:
     def index(self, target: Any, columns: int | None = None) -> int:
         "The class that `target` names: a label, or else an index. Raises `GradCAMError` for one that does not exist."
         return class_index(target, self.vocab, self.names, columns)
+
+
+def _lone(scores: Tensor) -> bool:
+    return scores.ndim == 1 or scores.shape[1] == 1
 
 
 def _nothing(scores: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ __all__ = [
     "SIGMOID",
     "SOFTMAX",
     "VALUE",
+    "activated",
     "activation_of",
     "asked",
     "kind_of",
@@ -234,7 +235,22 @@ def _gradients(loss: Any, output: Any, ys: Sequence[Tensor], among: Sequence[Ten
     return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves.values(), strict=True)]
 
 
-def as_they_are(scores: Tensor) -> Tensor | None:
+def activated(scores: Tensor, how: Any, one_column: bool, category: bool) -> Tensor | None:
+    "Probabilities from scores `(N, C, ...)` by an activation that is a constant of this module, or callable."
+    if how == IDENTITY:
+        return scores
+    if how == LOG:
+        return scores.exp()
+    if how == SIGMOID or (one_column and how not in (None, VALUE)):
+        return scores.sigmoid()
+    if how == SOFTMAX:
+        return scores.softmax(1)
+    if callable(how):
+        return how(scores)
+    return _as_they_are(scores) if category and not one_column else None
+
+
+def _as_they_are(scores: Tensor) -> Tensor | None:
     "Scores that are probabilities, or their logarithms, by their values: they add up to 1 for each image."
     if bool((scores >= 0).all()) and torch.allclose(scores.sum(1), scores.new_ones(()), atol=1e-3):
         return scores

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .._errors import GradCAMError, GradCAMTypeError, one_of
 from .._net.endings import Endings
-from ..targets import Contrast, Decided, Segment, predicted
+from ..targets import Contrast, Decided, Segment
 from .asked import as_list, each, is_score, per_image, side
 from .head import CATEGORY, LABELS, REGRESSION, Answer, Head
 from .losses import LOG, SIGMOID, SOFTMAX, asked
@@ -45,7 +45,7 @@ class Task:
     _endings: Endings | None = None
     _spots: list[Spot] = field(default_factory=list)
     _columns: list[int] = field(default_factory=list)
-    _largest: dict[int, Tensor] = field(default_factory=dict)
+    _chosen: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -89,9 +89,10 @@ class Task:
         each = []
         for i, scores in enumerate(self.scores(output)):
             regions = like if like is not None and like.shape == scores.shape else None
-            each.append(self.heads[i].table(scores, self._ending(i) is not None, regions))
-            if scores.ndim > 3 and scores[0, 0].numel() > 1:
-                self._largest[i] = predicted(scores)
+            ending = self._ending(i)
+            each.append(self.heads[i].table(scores, ending is not None, regions))
+            if (chosen := self.heads[i].chosen(scores.detach(), ending, undone=True)) is not None:
+                self._chosen[i] = chosen
         self._columns = [t.shape[1] for t in each]
         return torch.cat(each, 1)
 
@@ -125,11 +126,11 @@ class Task:
         return self.target(wanted, n, part) if special is None else self._decided([special])
 
     def _first(self, i: int) -> _Pick:
-        "The predicted class; of a map of classes, the one with the largest region."
-        return lambda table: self._largest[i] if i in self._largest else self.heads[i].first(table)
+        "The predicted class as the loss decodes it; of a map of classes, the one with the largest region."
+        return lambda table: self._chosen[i] if i in self._chosen else self.heads[i].first(table)
 
     def _default(self, i: int) -> _Pick:
-        return lambda table: self._largest[i] if i in self._largest else self.heads[i].default(table)
+        return lambda table: self._chosen[i] if i in self._chosen else self.heads[i].default(table)
 
     def _special(self, wanted: Any, i: int, ys: Sequence[Tensor]) -> _Pick | None:
         head = self.heads[i]
