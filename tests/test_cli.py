@@ -344,6 +344,22 @@ def test_the_table_fits_100_columns_whatever_the_names_are():
     assert "layer" not in table([row | {"layer": "0.1"}])
 
 
+def test_a_name_cannot_steer_the_terminal():
+    from fastai_gradcam._cli.explain import table
+
+    row = {
+        "image": "\x1b[2J\x07cat\n.jpg",
+        "pred": "a\x9b31m",
+        "pred_prob": 1.0,
+        "target": "\x7f",
+        "prob": 0.5,
+        "layer": "1",
+    }
+    shown = table([row])
+    assert r"\x1b[2J\x07cat .jpg" in shown and r"a\x9b31m" in shown and r"\x7f" in shown
+    assert all(letter.isprintable() or letter == "\n" for letter in shown)
+
+
 def test_explain_prints_a_table_in_columns_and_writes_it(numbers, tmp_path, capsys):
     images = of_colours(tmp_path / "images", ["red", "blue-of-a-long-name"])
     assert main(["explain", str(numbers), str(images), "--target", "10", "--out", str(tmp_path / "out")]) == 0

@@ -47,7 +47,7 @@ def run_explain(options: Namespace) -> int:
             for done, (image, cams) in enumerate(explained, 1):
                 if isinstance(cams, Exception):
                     unread += 1
-                    print(f"{image}: {cams}", file=sys.stderr)
+                    print(brief(f"{image}: {cams}", 1000), file=sys.stderr)
                 else:
                     for row in overlays.write(image, cams):
                         if options.json:

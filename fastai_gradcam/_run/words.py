@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
 
 __all__ = ["brief", "frame_name", "map_note", "prediction"]
@@ -58,13 +59,18 @@ def map_note(target: Any, probability: float | None, pred: Any, always: bool = F
     return f"map of {target}" if unknown else f"map of {target} ({probability:.0%})"
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
 def brief(text: str, length: int = 60) -> str:
     """`text` on one line of at most `length` characters. The middle gives way: long names often differ at their ends.
+
+    Control characters, with which the name of a file could clear a terminal, are shown as escapes.
 
     >>> brief("a" * 50 + "b" * 50, 21)
     'aaaaaaaaaa…bbbbbbbbbb'
     """
-    text = " ".join(str(text).split())
+    text = _CONTROLS.sub(lambda m: f"\\x{ord(m[0]):02x}", " ".join(str(text).split()))
     if len(text) <= length:
         return text
     end = (length - 1) // 2
