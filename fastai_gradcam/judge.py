@@ -128,6 +128,8 @@ def judge(
     True
     """
     wanted = _wanted(tests)
+    if vocab is not None and len(vocab) < 2:
+        raise GradCAMError(f"Interventions need at least two classes, got vocab={list(vocab)!r}.")
     layers = None if layer is None else [name for name, _ in named_layers(unwrap(model), layer)]
     total = _Progress(progress, passes)
     with torch.inference_mode(False), undisturbed():

@@ -1,24 +1,29 @@
 """Judging a learner: `learn.gradcam_judge()`, and `judge=` of the callback and of `Watch`, with all promises."""
 
 import json
+import re
 import shutil
 import sys
 import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from blocks import body, data, head, learner_of, net
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.torch_core import set_seed
+from fastai.vision.all import CategoryBlock, ImageBlock, MaskBlock, PILMask
 from fastai.vision.data import ImageDataLoaders
 from fastcore.imports import noop
 from PIL import Image
 from test_judge import NAMES, Filters, corner, pictures
 from torch import nn
-from training import differences, left_by, state_around
+from torch.nn import functional as F
+from training import differences, left_by, state_around, statuses, watch
 
 import fastai_gradcam._watch.judging as judging
 from fastai_gradcam import GradCAMCallback, GradCAMError, Run, Watch
@@ -102,6 +107,55 @@ def test_labels_and_regressions_are_refused_with_a_sentence(tmp_path, loss):
         del learn.dls.vocab
     with pytest.raises(GradCAMError, match="one class per image"):
         learn.gradcam_judge()
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enc, self.head = body(), head(3, 16)
+
+    def forward(self, a, b):
+        return self.head(torch.cat([self.enc(a), self.enc(b)], 1))
+
+
+def mask_of_file(file):
+    pixels = np.zeros((32, 32), np.uint8)
+    pixels[10:20] = 1
+    return PILMask.create(pixels)
+
+
+def pixels_of(output, y):
+    return F.cross_entropy(output, y.long())
+
+
+UNJUDGED = {
+    "segmentation": (
+        lambda files: data(files, (ImageBlock, MaskBlock(codes=["back", "fish"])), mask_of_file),
+        lambda: nn.Sequential(body(), nn.Conv2d(8, 2, 1), nn.Upsample(scale_factor=4)),
+        "one class for each image, got targets|one class per image",
+    ),
+    "several inputs": (
+        lambda files: data(files, (ImageBlock, ImageBlock, CategoryBlock), n_inp=2, get_x=[noop, noop]),
+        Pair,
+        "one input",
+    ),
+    "one class": (
+        lambda files: data(files, (ImageBlock, CategoryBlock), lambda f: "fish"),
+        lambda: net(1),
+        "at least two classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNJUDGED)
+def test_what_cannot_be_judged_is_left_out_with_a_sentence_and_is_watched_all_the_same(kind, image_folder, tmp_path):
+    dls, make, why = UNJUDGED[kind]
+    learn = learner_of(dls(image_folder), make(), tmp_path, F.cross_entropy if kind != "segmentation" else pixels_of)
+    with pytest.raises(GradCAMError, match=why):
+        learn.gradcam_judge()
+    run = watch(learn, n=3, target="pred", judge="end")
+    left_out = read_table(run.path, "classes")["left_out"]
+    assert statuses(run) == ["ok", "ok"] and re.search(why, left_out[0]) and run.verdicts.empty
 
 
 @pytest.fixture(scope="module")

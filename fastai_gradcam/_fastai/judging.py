@@ -68,7 +68,7 @@ def judging_set(
             masks_ = [m for m in found if m is not None and m.any() and not m.all()]
             yield (x, y, torch.from_numpy(np.stack(masks_))) if len(masks_) == len(seen) else (x, y)
 
-    return JudgingSet(data, task.vocab, drawn_by(chosen.dl), indices=[chosen.indices[i] for i in order])
+    return JudgingSet(data, task.heads[0].names, drawn_by(chosen.dl), indices=[chosen.indices[i] for i in order])
 
 
 def judged_task(learn: Learner) -> Task:

@@ -69,7 +69,7 @@ def set_of_panel(panel: Panel, task: Task) -> JudgingSet:
             part = order[start : start + BATCH]
             yield (x[part], y[part, 0]) if shown is None else (x[part], y[part, 0], shown[part])
 
-    return JudgingSet(data, task.vocab)
+    return JudgingSet(data, task.heads[0].names)
 
 
 @dataclass
