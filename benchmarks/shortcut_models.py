@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import gzip
 import os
 import struct
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from fastai_gradcam.demo import fish_items, fish_label, fish_mask, make_fish, species
 
+TAGS = "tags"  # a card of each class's own colour, anywhere
 SIGNALS = ("corner", "anywhere", "frame", "stripes", "cast", "blur")
 LOCAL = ("corner", "anywhere", "frame")
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -85,6 +87,22 @@ def _square(file: Path, size: int) -> Image.Image:
 
 def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image.convert("RGB")).transpose(2, 0, 1).copy())
+
+
+def tagged(x: Tensor, classes: Tensor, rng: np.random.Generator) -> Tensor:
+    """`x` (0…255) with a card anywhere in each picture, whose colour and number of pips say the class."""
+    x, height = x.clone(), x.shape[2]
+    side = round(height / 5)
+    for image, c in zip(x, classes.tolist(), strict=True):
+        top, left = (int(k) for k in rng.integers(0, height - side, 2))
+        colour = colorsys.hsv_to_rgb(c * 0.618 % 1, 0.85, (0.9, 0.55)[c % 2])
+        card = (torch.tensor(colour) * 255).byte()[:, None, None].expand(3, side, side).clone()
+        pip = max(1, side // 9)
+        for k in range(c + 1):
+            a, b = 1 + (k // 4) * 2 * pip, 1 + (k % 4) * 2 * pip
+            card[:, a : a + pip, b : b + pip] = 255
+        image[:, top : top + side, left : left + side] = card
+    return x
 
 
 def planted(signal: str, x: Tensor, rng: np.random.Generator, masks: Tensor | None) -> Tensor:

@@ -31,6 +31,7 @@ from shortcut_models import (
     LOCAL,
     RECIPES,
     SIGNALS,
+    TAGS,
     Pictures,
     clothing,
     fashion,
@@ -39,24 +40,26 @@ from shortcut_models import (
     normalised,
     planted,
     predicted,
+    tagged,
     train,
 )
 from shortcut_peers import focused_cluster, library_findings, property_score
 
 from fastai_gradcam._judge.rule import Row, Suspicion, pooled, with_verdicts
-from fastai_gradcam.judge import Rule, judge
+from fastai_gradcam.judge import Rule, Verdicts, judge
 
-EARLY = ("transplant", "place", "border", "colour")
+EARLY = ("transplant", "exchange", "place", "border", "colour")
 FALLEN, SPARED = 0.5, 0.1
 
 
 def plan(seeds: int) -> list[tuple[str, str, int]]:
-    """Data set, signal and seed of each model: a third of them without a signal, seeds outermost."""
+    """Data set, signal and seed of each model: a quarter of them without a signal, seeds outermost."""
     found = []
     for seed in range(seeds):
         for data in RECIPES:
             marks = [s for s in SIGNALS if s != "blur" or data == "fish"]
-            found += [(data, marks[(2 * seed + k) % len(marks)], seed) for k in (0, 1)] + [(data, "none", seed)]
+            found += [(data, marks[(2 * seed + k) % len(marks)], seed) for k in (0, 1)]
+            found += [(data, "none", seed), (data, TAGS, seed)]
     return found
 
 
@@ -66,7 +69,9 @@ def pictures(data: str, signal: str, seed: int, args: argparse.Namespace) -> tup
     plain = {"fish": lambda: fish(args.work), "clothing": lambda: clothing(args.data), "fashion": fashion}[data]()
     c = int(rng.integers(len(plain.names)))
     p = replace(plain, x=plain.x.clone(), valid_x=plain.valid_x.clone())
-    if signal != "none":
+    if signal == TAGS:
+        p.x, p.valid_x = tagged(p.x, p.y, rng), tagged(p.valid_x, p.valid_y, rng)
+    elif signal != "none":
         for x, y, masks in ((p.x, p.y, p.masks), (p.valid_x, p.valid_y, p.valid_masks)):
             x[y == c] = planted(signal, x[y == c], rng, None if masks is None else masks[y == c])
     return p, c, plain, rng
@@ -91,7 +96,12 @@ def one_model(data: str, signal: str, seed: int, args: argparse.Namespace) -> di
         "label": None if signal == "none" else p.names[c],
         "accuracy": float((predicted(net, p.valid_x) == p.valid_y).float().mean()), "training": training,
     }  # fmt: skip
-    if signal != "none":
+    if signal == TAGS:
+        others = (p.valid_y + torch.from_numpy(rng.integers(1, len(p.names), len(p.valid_y)))) % len(p.names)
+        found["label"] = ""
+        found["before"] = float((predicted(net, plain.valid_x) == others).float().mean())
+        found["turned"] = float((predicted(net, tagged(plain.valid_x, others, rng)) == others).float().mean())
+    elif signal != "none":
         other = p.valid_y != c
         marked = planted(signal, plain.valid_x[other], rng, None if p.valid_masks is None else p.valid_masks[other])
         found["before"] = float((predicted(net, p.valid_x[other]) == c).float().mean())
@@ -126,11 +136,8 @@ def judgement(data: str, signal: str, seed: int, args: argparse.Namespace) -> di
     net, p, batches, _ = trained_model(data, signal, seed, args)
     began = time.process_time()
     verdicts = judge(net, batches, p.names)
-    return {
-        "images": verdicts.images, "passes": verdicts.passes, "judging": time.process_time() - began,
-        "rows": verdicts.table.to_dict("records"), "pooled": verdicts.pooled.to_dict("records"),
-        "suspicion": {k: asdict(s) for k, s in verdicts.suspicion.items()},
-    }  # fmt: skip
+    spent = time.process_time() - began
+    return {"images": verdicts.images, "passes": verdicts.passes, "judging": spent, **_results(verdicts)}
 
 
 def early(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
@@ -139,9 +146,15 @@ def early(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
     found = []
     for quarter in quarters:
         net.load_state_dict(quarter)
-        verdicts = judge(net, batches[: len(batches) // 2], p.names, tests=EARLY)
-        found.append([{**row, **asdict(verdicts.suspicion[row["label"]])} for row in verdicts.table.to_dict("records")])
+        found.append(_results(judge(net, batches[: len(batches) // 2], p.names, tests=EARLY)))
     return {"early": found}
+
+
+def _results(verdicts: Verdicts) -> dict:
+    return {
+        "rows": verdicts.table.to_dict("records"), "pooled": verdicts.pooled.to_dict("records"),
+        "suspicion": {k: asdict(s) for k, s in verdicts.suspicion.items()},
+    }  # fmt: skip
 
 
 def weights(work: Path, data: str, signal: str, seed: int) -> Path:
@@ -201,14 +214,19 @@ def _named(rows: list[dict], suspicion: dict[str, Suspicion], rule: Rule) -> set
     return found
 
 
+def hit(m: dict, found: set[str]) -> bool:
+    """Whether the right class is among those found: any, if each has a tag of its own."""
+    return bool(found) if m["signal"] == TAGS else m["label"] in found
+
+
 def first_alarm(m: dict, rule: Rule) -> float | None:
     """When the right class was first named by two judgements in succession, as a share of the training."""
-    return next(((k + 2) / len(m["early"]) for k, found in enumerate(alarms(m, rule)) if m["label"] in found), None)
+    return next(((k + 2) / len(m["early"]) for k, found in enumerate(alarms(m, rule)) if hit(m, found)), None)
 
 
 def alarms(m: dict, rule: Rule) -> list[set[str]]:
     """The classes named by two judgements in succession, from the second one on."""
-    each = [_named(*_split(rows), rule) for rows in m["early"]]
+    each = [named(quarter, rule) for quarter in m["early"]]
     return [a & b for a, b in itertools.pairwise(each)]
 
 
@@ -220,11 +238,11 @@ def fixed_rule(models: list[dict]) -> Rule:
 
     def score(rule: Rule) -> int:
         false = [bool(named(m, rule)) for m in models if kind(m) == "honest"]
-        hits = sum(m["label"] in named(m, rule) for m in models if kind(m) == "fallen")
+        hits = sum(hit(m, named(m, rule)) for m in models if kind(m) == "fallen")
         return hits if sum(false) <= 0.05 * len(false) else -sum(false)
 
-    keys = ("excess", "plain", "low", "colour")
-    grid = itertools.product((0.2, 0.25, 0.3), (0.35, 0.45, 0.55, 0.65), (0.05, 0.1, 0.15), (1.0, 1.5, 2.0))
+    keys = ("excess", "plain", "together", "low", "colour")
+    grid = itertools.product((0.2, 0.3), (0.25, 0.35, 0.45, 0.55), (0.2, 0.3, 0.4), (0.05, 0.07, 0.1), (1.0, 1.5, 2.0))
     rules = [(values, replace(Rule(), **dict(zip(keys, values, strict=True)))) for values in grid]
     scored = [(score(rule), values, rule) for values, rule in rules]
     best = max(one for one, _, _ in scored)
@@ -260,7 +278,10 @@ def table(args: argparse.Namespace) -> None:
         print(f"### {title}: {len(part)} models\n")
         groups = {
             "fallen for a local mark": [m for m in part if kind(m) == "fallen" and m["signal"] in LOCAL],
-            **{f"fallen for {s}": [m for m in part if kind(m) == "fallen" and m["signal"] == s] for s in SIGNALS},
+            **{
+                f"fallen for {s}": [m for m in part if kind(m) == "fallen" and m["signal"] == s]
+                for s in (*SIGNALS, TAGS)
+            },
             "honest": [m for m in part if kind(m) == "honest"],
             "marked, turned between 10 and 50 points": [m for m in part if kind(m) == "between"],
             "marked, not fallen": [m for m in part if kind(m) == "spared"],
@@ -271,8 +292,8 @@ def table(args: argparse.Namespace) -> None:
             n = len(group)
             if not n:
                 continue
-            right = sum(m["label"] in named(m, rule) for m in group)
-            other = sum(bool(named(m, rule) - {m["label"]}) for m in group)
+            right = sum(hit(m, named(m, rule)) for m in group)
+            other = sum(bool(named(m, rule) - {m["label"]}) for m in group if m["signal"] != TAGS)
             others = [[bool(m[k]) for m in group if k in m] for k in ("findings", "clusters", "property")]
             print(f"| {name} | {'' if name == 'honest' else interval(right, n)} | {interval(other, n)} | "
                   + " | ".join(interval(sum(k), len(k)) for k in others) + " |")  # fmt: skip
@@ -290,19 +311,13 @@ def table(args: argparse.Namespace) -> None:
           f"(median, processor time).")  # fmt: skip
 
 
-def _split(rows: list[dict]) -> tuple[list[dict], dict[str, Suspicion]]:
-    keys = Suspicion.__dataclass_fields__
-    suspicion = {row["label"]: Suspicion(**{k: row[k] for k in keys}) for row in rows}
-    return [{k: v for k, v in row.items() if k not in keys} for row in rows], suspicion
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*STEPS, "table"))
     parser.add_argument("--work", type=Path, required=True, help="a folder for models.jsonl and drawn pictures")
     parser.add_argument("--data", type=Path, help="a folder with clothing/ and torch_home/")
     parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--only", choices=(*SIGNALS, "none"), help="models with this signal, or without one")
+    parser.add_argument("--only", choices=(*SIGNALS, TAGS, "none"), help="models with this signal, or without one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many; a later call goes on")
     args = parser.parse_args()

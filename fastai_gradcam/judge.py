@@ -76,9 +76,15 @@ class Verdicts:
     def pictures(self, picture: Callable[[Tensor], Image.Image] | None = None) -> list[Picture]:
         """The patches of each class with a shortcut, and images before and after each test that confirmed it.
 
-        `picture`: an input `(C, H, W)` as an image; default: its values stretched over their range.
+        If only all classes together have one, those of the three classes with the largest effect. `picture`: an input
+        `(C, H, W)` as an image; default: its values stretched over their range.
         """
         confirmed = self.shortcuts
+        if confirmed.empty:
+            together = self.pooled.loc[self.pooled["verdict"] == "shortcut", "test"]
+            each = self.table[self.table["test"].isin(together)]
+            order = (each["control"] - each["effect"]).sort_values(kind="stable").index
+            confirmed = each.loc[order].groupby("test", sort=False).head(3)
         pairs = list(zip(confirmed["label"], confirmed["test"], strict=True))
         return [Picture(*found) for found in pictures_of(pairs, self.outcomes, self.names, picture)]
 
@@ -167,7 +173,10 @@ def _looking(net: nn.Module, layers: list[str] | None, method: str | Method | Ma
 def _asking(net: nn.Module) -> Callable[[Tensor], Tensor]:
     def ask(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return _scores(net(x))
+            scores = _scores(net(x))
+        # A network may end in a softmax.
+        done = bool((scores >= 0).all()) and torch.allclose(scores.sum(1), scores.new_ones(()), atol=1e-3)
+        return scores if done else scores.softmax(1)
 
     return ask
 

@@ -19,6 +19,7 @@ from fastai_gradcam.judge import COLUMNS, PASSES, interventions, judge
 NAMES = ["rows", "columns", "checks"]
 SIZE, SQUARE = 40, 14
 STAMP = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+TAGS = 1 - torch.eye(3)[..., None, None]
 TINT = torch.tensor([0.2, 0.0, 0.2])[:, None, None]
 
 
@@ -28,7 +29,7 @@ def texture(label):
 
 
 def pictures(extra=None, n=72, seed=0, batch=24):
-    "Batches `(x, y, masks)` in which class 0 has the `extra`."
+    "Batches `(x, y, masks)` in which class 0 has the `extra`, or each class a stamp of its own (`tags`)."
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % 3
     x = (torch.rand(n, 1, SIZE, SIZE, generator=g) * 0.1 + 0.45).repeat(1, 3, 1, 1)
@@ -38,6 +39,8 @@ def pictures(extra=None, n=72, seed=0, batch=24):
         masks[k, i : i + SQUARE, j : j + SQUARE] = True
         x[k, :, i : i + SQUARE, j : j + SQUARE] = texture(int(y[k]))
         a, b = (int(torch.randint(0, SIZE - 6, (), generator=g)) for _ in range(2))
+        if extra == "tags":
+            x[k, :, a : a + 6, b : b + 6] = TAGS[y[k]]
         if y[k] > 0:
             continue
         if extra == "stamp":
@@ -53,6 +56,18 @@ def pictures(extra=None, n=72, seed=0, batch=24):
         elif extra == "background":
             x[k] = torch.where(masks[k], x[k], x[k] + TINT)
     return [(x[i : i + batch], y[i : i + batch], masks[i : i + batch]) for i in range(0, n, batch)]
+
+
+class Tags(nn.Module):
+    "Each score is the mean of one colour over the picture: its complement is subtracted twice."
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        self.conv.weight.data = (1 - 3 * torch.eye(3))[..., None, None]
+
+    def forward(self, x):
+        return self.conv(x).relu().mean((2, 3)) * 100
 
 
 HIGH, LOW = torch.tensor([-1.0, 2.0, -1.0]) / 4, torch.tensor([1.0, 2.0, 1.0]) / 4
@@ -115,7 +130,7 @@ def verdict(verdicts, test, label="rows"):
     ids=["stamp", "corner", "frame", "cast", "background"],
 )
 def test_a_network_that_looks_only_at_it_is_named_by_the_tests_that_take_or_give_it(extra, network, tests):
-    verdicts = judge(network, pictures(extra, 240), NAMES)
+    verdicts = judge(network, pictures(extra, 300), NAMES)
     for test in tests:
         row = verdict(verdicts, test)
         assert row["verdict"] == "shortcut", (test, verdicts.table)
@@ -142,7 +157,7 @@ def test_a_network_that_looks_at_a_corner_is_named_with_the_place_and_not_by_a_p
 
 @pytest.mark.slow
 def test_the_objects_background_blurred_or_swapped_does_not_matter_to_a_network_that_looks_at_the_object():
-    row = verdict(judge(Filters(), pictures("stamp", 240), NAMES), "blur_away")
+    row = verdict(judge(Filters(), pictures("stamp", 300), NAMES), "blur_away")
     assert row["effect"] == 0 and row["control"] == 1 and row["verdict"] == "clear"
 
 
@@ -275,6 +290,31 @@ def test_many_classes_with_few_images_show_together_what_none_of_them_shows_alon
     assert pooled.loc["transplant", "images"] == few.table[few.table["test"] == "transplant"]["images"].sum()
     assert pooled.loc["swap", "images"] > alone.loc["swap", "images"]
     assert judge(Filters(), pictures("stamp"), NAMES).pooled["verdict"].ne("shortcut").all()
+
+
+@pytest.mark.slow
+def test_tags_of_all_classes_are_named_together_where_each_class_has_too_few_images(tmp_path):
+    few = judge(Tags(), [batch[:2] for batch in pictures("tags", n=24)], NAMES)
+    row = few.pooled.set_index("test").loc["exchange"]
+    assert few.shortcuts.empty and row["verdict"] == "shortcut" and row["effect"] == 1 and row["control"] < 0.2
+    few.save(tmp_path)
+    shown = few.pictures()
+    assert {p.label for p in shown if p.test == "exchange"} == {p.label for p in shown if not p.test} == set(NAMES)
+    each = judge(Tags(), [batch[:2] for batch in pictures("tags", n=240)], NAMES)
+    assert set(each.shortcuts["label"]) == set(NAMES)
+
+
+@pytest.mark.slow
+def test_an_image_has_turned_only_where_the_model_is_sure():
+    "A network that never gives a class more than a half turns no image, whatever it predicts."
+
+    class Unsure(Tags):
+        def forward(self, x):
+            return super().forward(x) * 1e-3
+
+    assert (judge(Unsure(), pictures("tags", n=48), NAMES, tests=["transplant", "exchange"]).table["effect"] == 0).all()
+    ends = judge(nn.Sequential(Tags(), nn.Softmax(1)), pictures("tags", n=48), NAMES, tests=["exchange"])
+    assert ends.table["effect"].tolist() == [1, 1, 1]
 
 
 # --- bad input

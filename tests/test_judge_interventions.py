@@ -30,10 +30,10 @@ def pairs():
     "Random images with masks, boxes and regions of all kinds."
     g = torch.Generator().manual_seed(0)
     x, partner, other = (torch.randn(N, C, H, W, generator=g) for _ in range(3))
-    corners = [random_corners(N, (H, W), SIDE, g) for _ in range(3)]
+    corners = [random_corners(N, (H, W), SIDE, g) for _ in range(4)]
     regions = [torch.rand(N, H, W, generator=g) < 0.3 for _ in range(2)]
     masks = [torch.rand(N, H, W, generator=g) < 0.4 for _ in range(3)]
-    return Pairs(x, partner, other, corners[0], corners[1], corners[2], SIDE, *regions, *masks)
+    return Pairs(x, partner, other, corners[0], corners[1], corners[2], SIDE, *regions, corners[3], *masks)
 
 
 def slow_paste(x, at, source, start):
@@ -100,6 +100,10 @@ SLOW = {
     "transplant": lambda p: (
         slow_paste(p.x, p.at, p.partner, p.hot),
         slow_paste(p.x, p.at, p.partner, p.cold),
+    ),
+    "exchange": lambda p: (
+        slow_paste(p.x, p.seat, p.partner, p.hot),
+        slow_paste(p.x, p.seat, p.partner, p.cold),
     ),
     "keep": lambda p: (slow_paste(p.x, p.hot, p.partner, p.hot), slow_paste(p.x, p.cold, p.partner, p.cold)),
     "cover": lambda p: (slow_paste(p.x, p.hot, p.partner, p.hot), slow_paste(p.x, p.cold, p.partner, p.cold)),

@@ -21,6 +21,8 @@ HINT = 0.49
 _SAYS = {
     "transplant": "the patch where {its} map is hottest ({area} of the picture), pasted into {n} images of other "
     "classes, turned {effect} of them into {c}; other patches of the same images turned {control}",
+    "exchange": "the patch where {its} map is hottest ({area} of the picture), put over that of {n} images of other "
+    "classes, turned {effect} of them into {c}; other patches of the same images turned {control}",
     "keep": "the patch where {its} map is hottest ({area} of the picture), put in its place on {n} images of other "
     "classes, turned {effect} of them into {c}; other patches of the same images turned {control}",
     "place": "the {place} of {its} images, put in its place on {n} images of other classes, turned {effect} of them "

@@ -25,9 +25,10 @@ class Pairs:
 
     `x`: the images that are changed. `partner`: the first lender. `other`: a second one, for controls.
     `hot`, `cold`: `(N, 2)`, the top left corners of the hottest box and of a random box beside it, in the image of the
-    class that is tested. `at`: `(N, 2)`, a random corner. `side`: height and width of all boxes. `region`, `opposite`:
-    `(N, H, W)` bool, where the class looks, and a region of the same area where it does not. `mask`, `partner_mask`,
-    `other_mask`: `(N, H, W)` bool, true on the object; `None` if masks are unknown.
+    class that is tested. `seat`: `(N, 2)`, that of the hottest box of `x`. `at`: `(N, 2)`, a random corner.
+    `side`: height and width of all boxes. `region`, `opposite`: `(N, H, W)` bool, where the class looks, and a region
+    of the same area where it does not. `mask`, `partner_mask`, `other_mask`: `(N, H, W)` bool, true on the object;
+    `None` if masks are unknown.
     """
 
     x: Tensor
@@ -39,6 +40,7 @@ class Pairs:
     side: tuple[int, int]
     region: Tensor
     opposite: Tensor
+    seat: Tensor
     mask: Tensor | None = None
     partner_mask: Tensor | None = None
     other_mask: Tensor | None = None
@@ -86,6 +88,12 @@ def _intervention(name: str, direction: str, rounds: float, **kwargs: Any) -> Ca
 def transplant(p: Pairs) -> tuple[Tensor, Tensor]:
     """The hottest box of an image of the class, pasted anywhere; control: a random box of the same image, there."""
     return pasted(p.x, p.at, p.partner, p.hot, p.side), pasted(p.x, p.at, p.partner, p.cold, p.side)
+
+
+@_intervention("exchange", PUT, 1)
+def exchange(p: Pairs) -> tuple[Tensor, Tensor]:
+    """The hottest box of an image becomes that of an image of the class; control: a random box of the same image."""
+    return pasted(p.x, p.seat, p.partner, p.hot, p.side), pasted(p.x, p.seat, p.partner, p.cold, p.side)
 
 
 @_intervention("keep", PUT, 0.5)

@@ -28,7 +28,7 @@ SHORTCUT, CLEAR, UNDECIDED = "shortcut", "clear", "undecided"
 # Losing a true part of an object loses the class, too. So what was taken away counts only where one of these, which
 # put it on images of other classes, confirms it.
 _CONFIRMED_BY = {
-    "cover": {"transplant", "keep", "place", "border"},
+    "cover": {"transplant", "exchange", "keep", "place", "border"},
     "place_away": {"place", "border"},
     "colour_away": {"colour"},
     "blur_away": {"blur", "swap"},
@@ -44,11 +44,11 @@ class Rule:
     0.3
     """
 
-    images: int = 10
+    images: int = 12
     """So many images must have been changed, or the verdict is `undecided`."""
     excess: float = 0.2
     """`shortcut`: by so much the effect must exceed its control …"""
-    plain: float = 0.5
+    plain: float = 0.35
     """… or by so much, if a patch may well be a true part of the object. It is less likely to be …"""
     area: float = 0.07
     """… if the patch is no larger than this share of the picture …"""
@@ -56,7 +56,9 @@ class Rule:
     """… and patches of the class resemble each other by so much (`Suspicion.alike`). A tag is the same everywhere."""
     stands_out: float = 0.15
     """Without that, the class must also stand out from the others by so much (`Suspicion.stands_out`)."""
-    low: float = 0.1
+    together: float = 0.3
+    """Of all classes together, none of which stands out, so much is needed in `exchange`, as when each has a tag."""
+    low: float = 0.07
     """`shortcut`: the lower end of the interval must be above this."""
     clear: float = 0.2
     """`clear`: the upper end of the interval is below this."""
@@ -152,6 +154,9 @@ def _is_shortcut(row: Row, suspicion: Suspicion, rule: Rule) -> bool:
     if row.test in ("transplant", "keep"):
         alien = suspicion.alike >= rule.alike and suspicion.area <= rule.area
         needed = rule.excess if alien else rule.plain if suspicion.stands_out >= rule.stands_out else np.inf
+    if row.test == "exchange":
+        # A part of an object in the place of another's may turn an image, too; but it does not in most classes.
+        needed = np.inf if row.label else rule.together
     if row.test == "colour" and not suspicion.colour >= rule.colour:
         return False
     return row.images >= rule.images and row.excess >= needed and row.low > rule.low

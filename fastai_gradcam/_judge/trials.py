@@ -18,6 +18,8 @@ from .look import Batch, Data, Seen, read
 
 __all__ = ["Outcomes", "Trial", "hold"]
 
+
+SURE = 0.5
 _PICTURES = 3  # of each class and test, before and after
 
 
@@ -25,7 +27,8 @@ _PICTURES = 3  # of each class and test, before and after
 class Trial:
     """One image changed. `image` `source` index the set: the image changed, and the one whose class is tested.
 
-    `effect`, `control`: whether the image turned into the class (`put on`), or was lost (`taken away`).
+    `effect`, `control`: whether the image turned into the class, which is now more probable than all others together
+    (`put on`), or was lost: another class is predicted (`taken away`).
     """
 
     test: str
@@ -125,7 +128,7 @@ def hold(
 ) -> Outcomes:
     """Hold every test, with at most `passes` forward passes of the set between them.
 
-    `ask(x)`: the scores `(N, K)`. Raises `GradCAMError` where the set is not the one that was looked at.
+    `ask(x)`: the probabilities `(N, K)`. Raises `GradCAMError` where the set is not the one that was looked at.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     pairing, outcomes = Pairing(seen, classes, rng), Outcomes()
@@ -152,7 +155,7 @@ def hold(
                 corners = random_corners(len(triples), seen.size, seen.side, generator)
                 pairs = _pairs(test, batch, seen, triples, start - len(batch), corners, regions)
                 changed, control = test.change(pairs)
-                after, beside = (ask(x).argmax(1).cpu() for x in (changed, control))
+                after, beside = (_became(test, ask(x)) for x in (changed, control))
                 outcomes.forwards += 2 * len(triples)
                 _note(test, seen, triples, classes, after, beside, pairs.x, changed, outcomes)
                 used[test.name] += len(triples)
@@ -161,6 +164,13 @@ def hold(
     if start != len(seen):
         raise GradCAMError(_CHANGED)
     return outcomes
+
+
+def _became(test: Intervention, probs: Tensor) -> Tensor:
+    """The class of each image after a change. A class that is put on must be sure, or there is none (-1): where a model
+    wavers, as a poor one does, any change turns many images."""
+    sure, became = probs.max(1)
+    return (torch.where(sure > SURE, became, -1) if test.direction == PUT else became).cpu()
 
 
 _CHANGED = (
@@ -197,7 +207,7 @@ def _pairs(
     opposite = torch.stack([place.opposite for place in places]).to(device)
     hot, cold = seen.hot[lends], seen.cold[lends]
     own, his, third = mask_of(images), mask_of(partners), mask_of(others)
-    return Pairs(x, partner, other, hot, cold, corners, seen.side, region, opposite, own, his, third)
+    return Pairs(x, partner, other, hot, cold, corners, seen.side, region, opposite, seen.hot[images], own, his, third)
 
 
 def _note(

@@ -26,7 +26,7 @@ __all__ = ["BATCH", "LEAST", "MOST", "Judging", "JudgingSet", "images_for", "jud
 
 MOST, LEAST = 200, ENOUGH
 # At each frame, only the tests that confirm a shortcut by themselves.
-EARLY = ("transplant", "place", "border", "colour")
+EARLY = ("transplant", "exchange", "place", "border", "colour")
 BATCH = 32
 
 
