@@ -2,9 +2,10 @@
 
     python benchmarks/shortcuts.py train --work FOLDER --data FOLDER   # models, and what turns them
     python benchmarks/shortcuts.py judge --work FOLDER --data FOLDER   # the judge at the end of their training
+    python benchmarks/shortcuts.py blind --work FOLDER --data FOLDER   # … without the masks of the fish
     python benchmarks/shortcuts.py early --work FOLDER --data FOLDER   # … and four times in it
     python benchmarks/shortcuts.py peers --work FOLDER --data FOLDER   # what others make of them
-    python benchmarks/shortcuts.py table --work FOLDER                 # thresholds by even seeds, a report of odd ones
+    python benchmarks/shortcuts.py table --work FOLDER                 # the tables of docs/judging.md
 
 Each step writes a file of its own, a line per model, and goes on where it was stopped. After a change of the judge
 `judge.jsonl` is removed and made again, in minutes; after a change of the rule alone, only the table is. `--data`: a
@@ -17,7 +18,6 @@ into its class, beyond those taken for it anyway. It is *honest* if it was train
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
 from collections.abc import Callable
@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from shortcut_models import (
-    LOCAL,
     RECIPES,
     SIGNALS,
     TAGS,
@@ -44,12 +43,13 @@ from shortcut_models import (
     train,
 )
 from shortcut_peers import focused_cluster, library_findings, property_score
+from shortcut_table import key_of, read, tables
 
-from fastai_gradcam._judge.rule import Row, Suspicion, pooled, with_verdicts
-from fastai_gradcam.judge import Rule, Verdicts, judge
+from fastai_gradcam.judge import Verdicts, judge
 
 EARLY = ("transplant", "exchange", "place", "border", "colour")
-FALLEN, SPARED = 0.5, 0.1
+DOC = Path(__file__).parents[1] / "docs/judging.md"
+MARK = "<!-- benchmarks/shortcuts.py -->"
 
 
 def plan(seeds: int) -> list[tuple[str, str, int]]:
@@ -140,6 +140,12 @@ def judgement(data: str, signal: str, seed: int, args: argparse.Namespace) -> di
     return {"images": verdicts.images, "passes": verdicts.passes, "judging": spent, **_results(verdicts)}
 
 
+def blind(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
+    """The same without masks."""
+    net, p, batches, _ = trained_model(data, signal, seed, args)
+    return {"blind": _results(judge(net, [batch[:2] for batch in batches], p.names))} if p.masks is not None else {}
+
+
 def early(data: str, signal: str, seed: int, args: argparse.Namespace) -> dict:
     """Judge one model at each quarter of its training by half of the images, as `judge="every"` does."""
     net, p, batches, quarters = trained_model(data, signal, seed, args)
@@ -162,7 +168,9 @@ def weights(work: Path, data: str, signal: str, seed: int) -> Path:
 
 
 # Each step writes a line per model into a file of its own.
-STEPS: dict[str, Callable[..., dict]] = {"train": one_model, "judge": judgement, "early": early, "peers": peers}
+STEPS: dict[str, Callable[..., dict]] = {
+    "train": one_model, "judge": judgement, "blind": blind, "early": early, "peers": peers
+}  # fmt: skip
 
 
 def run(step: str, args: argparse.Namespace) -> None:
@@ -181,136 +189,6 @@ def run(step: str, args: argparse.Namespace) -> None:
             print(step, *key, f"{time.time() - began:.0f} s", flush=True)
 
 
-def key_of(m: dict) -> tuple[str, str, int]:
-    return m["data"], m["signal"], m["seed"]
-
-
-# --- the table
-
-
-def read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def kind(m: dict) -> str:
-    if m["signal"] == "none":
-        return "honest"
-    gain = m["turned"] - m["before"]
-    return "fallen" if gain >= FALLEN else "spared" if gain < SPARED else "between"
-
-
-def named(m: dict, rule: Rule) -> set[str]:
-    """The classes with a shortcut by `rule`; "" if all classes together have one."""
-    known = {label: Suspicion(**s) for label, s in m["suspicion"].items()}
-    found = _named(m["rows"], known, rule)
-    return found | (_named(m["pooled"], {"": pooled(list(known.values()))}, rule) if known else set())
-
-
-def _named(rows: list[dict], suspicion: dict[str, Suspicion], rule: Rule) -> set[str]:
-    found = set()
-    for label, mine in itertools.groupby(rows, key=lambda row: row["label"]):
-        known = [Row(**{**row, "verdict": "undecided"}) for row in mine]
-        found |= {row.label for row in with_verdicts(known, suspicion[label], rule) if row.verdict == "shortcut"}
-    return found
-
-
-def hit(m: dict, found: set[str]) -> bool:
-    """Whether the right class is among those found: any, if each has a tag of its own."""
-    return bool(found) if m["signal"] == TAGS else m["label"] in found
-
-
-def first_alarm(m: dict, rule: Rule) -> float | None:
-    """When the right class was first named by two judgements in succession, as a share of the training."""
-    return next(((k + 2) / len(m["early"]) for k, found in enumerate(alarms(m, rule)) if hit(m, found)), None)
-
-
-def alarms(m: dict, rule: Rule) -> list[set[str]]:
-    """The classes named by two judgements in succession, from the second one on."""
-    each = [named(quarter, rule) for quarter in m["early"]]
-    return [a & b for a, b in itertools.pairwise(each)]
-
-
-def fixed_rule(models: list[dict]) -> Rule:
-    """The thresholds with the most detections among those with at most 5 % of false alarms, which is the goal.
-
-    If those that are shipped are among the best, they stay; else the middle of the best is taken.
-    """
-
-    def score(rule: Rule) -> int:
-        false = [bool(named(m, rule)) for m in models if kind(m) == "honest"]
-        hits = sum(hit(m, named(m, rule)) for m in models if kind(m) == "fallen")
-        return hits if sum(false) <= 0.05 * len(false) else -sum(false)
-
-    keys = ("excess", "plain", "together", "low", "colour")
-    grid = itertools.product((0.2, 0.3), (0.25, 0.35, 0.45, 0.55), (0.2, 0.3, 0.4), (0.05, 0.07, 0.1), (1.0, 1.5, 2.0))
-    rules = [(values, replace(Rule(), **dict(zip(keys, values, strict=True)))) for values in grid]
-    scored = [(score(rule), values, rule) for values, rule in rules]
-    best = max(one for one, _, _ in scored)
-    if score(Rule()) >= best:
-        return Rule()
-    tied = [(np.array(values), rule) for score, values, rule in scored if score == best]
-    middle = np.mean([values for values, _ in tied], axis=0)
-    return min(tied, key=lambda pair: float(np.abs((pair[0] - middle) / middle).sum()))[1]
-
-
-def interval(hits: int, n: int) -> str:
-    """Wilson's 95 % interval."""
-    if not n:
-        return "–"
-    z, share = 1.96, hits / n
-    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = (min(1.0, max(0.0, (middle + k * half) / (1 + z * z / n))) for k in (-1, 1))
-    return f"{hits} of {n} ({low:.0%}–{high:.0%})"
-
-
-def table(args: argparse.Namespace) -> None:
-    taken = {step: {key_of(m): m for m in read(args.work / f"{step}.jsonl")} for step in STEPS}
-    models = [{**m, **taken["judge"][k]} for k, m in taken["train"].items() if k in taken["judge"]]
-    for m in models:
-        m |= taken["early"].get(key_of(m), {}) | taken["peers"].get(key_of(m), {})
-    rule = fixed_rule([m for m in models if m["seed"] % 2 == 0])
-    shipped = Rule()
-    print(f"Thresholds fixed on even seeds: {rule}\nShipped: {'the same' if rule == shipped else shipped}\n")
-    for title, part in (
-        ("Odd seeds (reported)", [m for m in models if m["seed"] % 2]),
-        ("Even seeds (thresholds fixed here)", [m for m in models if m["seed"] % 2 == 0]),
-    ):
-        print(f"### {title}: {len(part)} models\n")
-        groups = {
-            "fallen for a local mark": [m for m in part if kind(m) == "fallen" and m["signal"] in LOCAL],
-            **{
-                f"fallen for {s}": [m for m in part if kind(m) == "fallen" and m["signal"] == s]
-                for s in (*SIGNALS, TAGS)
-            },
-            "honest": [m for m in part if kind(m) == "honest"],
-            "marked, turned between 10 and 50 points": [m for m in part if kind(m) == "between"],
-            "marked, not fallen": [m for m in part if kind(m) == "spared"],
-        }
-        print("| models | judge, right class | judge, another class | findings | clusters | property score |")
-        print("|---|---|---|---|---|---|")
-        for name, group in groups.items():
-            n = len(group)
-            if not n:
-                continue
-            right = sum(hit(m, named(m, rule)) for m in group)
-            other = sum(bool(named(m, rule) - {m["label"]}) for m in group if m["signal"] != TAGS)
-            others = [[bool(m[k]) for m in group if k in m] for k in ("findings", "clusters", "property")]
-            print(f"| {name} | {'' if name == 'honest' else interval(right, n)} | {interval(other, n)} | "
-                  + " | ".join(interval(sum(k), len(k)) for k in others) + " |")  # fmt: skip
-        watched = [m for m in part if "early" in m]
-        alarmed = [first_alarm(m, rule) for m in watched if kind(m) == "fallen"]
-        caught = [e for e in alarmed if e is not None]
-        if caught:
-            print(f"\nFirst alarm with `judge=\"every\"`: median {np.median(caught):.0%} of the training, in "
-                  f"{len(caught)} of {len(alarmed)} fallen models.")  # fmt: skip
-        false = [any(alarms(m, rule)) for m in watched if kind(m) == "honest"]
-        print(f"Honest models with an alarm after any epoch: {interval(sum(false), len(false))}.\n")
-    share = [m["judging"] / m["training"] for m in models]
-    print(f"Passes: at most {max(m['passes'] for m in models):.2f}.")
-    print(f"Judging took {np.median(share):.0%} of the training "
-          f"(median, processor time).")  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*STEPS, "table"))
@@ -321,7 +199,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many; a later call goes on")
     args = parser.parse_args()
-    table(args) if args.what == "table" else run(args.what, args)
+    if args.what != "table":
+        return run(args.what, args)
+    text = tables(args.work)
+    print(text)
+    before, _, rest = DOC.read_text().partition(MARK)
+    DOC.write_text(f"{before}{MARK}\n{text}\n{MARK}{rest.partition(MARK)[2]}")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def judge(
       `(N,)` classes; `masks` `(N, H, W)` bool, true on the object. Each batch should mix the classes, because images
       of one batch lend each other content. No batch is kept.
     - `vocab`: the names of the classes. `layer`, `method`: as in `gradcam`, for the maps that say where a patch is cut.
-    - `tests`: names in `interventions`; `None`: all that the set allows (some need masks).
+    - `tests`: names in `interventions`; `None`: all that the set allows (some need masks, `exchange` is for sets
+      without them).
     - `passes`: at most so many forward passes of the set. `progress`: called with the share that is done, 0…1.
 
     The same model, set and seed give the same verdicts. Weights, buffers, random generators and modes are left as they
@@ -159,7 +160,10 @@ def _possible(wanted: list[Intervention], seen: Seen, asked: bool) -> list[Inter
     masked = [t.name for t in wanted if t.masks and not seen.masks]
     if asked and masked:
         raise GradCAMError(f"The tests {masked} need masks in every batch of the set.")
-    return [t for t in wanted if t.name not in masked]
+    possible = [t for t in wanted if not (t.masks and not seen.masks) and not (t.blind and seen.masks)]
+    if not possible:
+        raise GradCAMError(f"The tests {[t.name for t in wanted]} are for sets without masks, and this one has them.")
+    return possible
 
 
 def _looking(net: nn.Module, layers: list[str] | None, method: str | Method | MapFunction) -> Look:

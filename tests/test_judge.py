@@ -262,7 +262,7 @@ def test_a_row_for_each_class_and_test_in_columns_that_are_fixed():
     verdicts = judge(Filters("magenta"), pictures("stamp"), NAMES)
     assert tuple(verdicts.table.columns) == COLUMNS
     assert list(zip(verdicts.table["label"], verdicts.table["test"], strict=True)) == [
-        (label, test) for label in NAMES for test in interventions
+        (label, name) for label in NAMES for name, test in interventions.items() if not test.blind
     ]
     assert set(verdicts.table["verdict"]) <= {"shortcut", "clear", "undecided"}
     without = judge(Filters("magenta"), [b[:2] for b in pictures("stamp")], NAMES)
@@ -312,8 +312,9 @@ def test_an_image_has_turned_only_where_the_model_is_sure():
         def forward(self, x):
             return super().forward(x) * 1e-3
 
-    assert (judge(Unsure(), pictures("tags", n=48), NAMES, tests=["transplant", "exchange"]).table["effect"] == 0).all()
-    ends = judge(nn.Sequential(Tags(), nn.Softmax(1)), pictures("tags", n=48), NAMES, tests=["exchange"])
+    data = [batch[:2] for batch in pictures("tags", n=48)]
+    assert (judge(Unsure(), data, NAMES, tests=["transplant", "exchange"]).table["effect"] == 0).all()
+    ends = judge(nn.Sequential(Tags(), nn.Softmax(1)), data, NAMES, tests=["exchange"])
     assert ends.table["effect"].tolist() == [1, 1, 1]
 
 
@@ -400,6 +401,8 @@ def test_a_test_that_does_not_exist_or_needs_masks_is_refused():
         judge(Filters(), pictures(), NAMES, tests=["trans"])
     with pytest.raises(GradCAMError, match="need masks"):
         judge(Filters(), [b[:2] for b in pictures()], NAMES, tests=["swap"])
+    with pytest.raises(GradCAMError, match="for sets without masks"):
+        judge(Filters(), pictures(), NAMES, tests=["exchange"])
 
 
 def test_maps_that_are_empty_or_not_finite_lend_no_patch():

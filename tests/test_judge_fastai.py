@@ -66,7 +66,7 @@ def test_a_learner_is_judged_by_its_validation_images(tmp_path):
     table = learner(tmp_path).gradcam_judge()
     assert tuple(table.columns) == COLUMNS
     named = table[table["verdict"] == "shortcut"]
-    assert set(named["label"]) == {"rows"} and {"transplant", "keep"} <= set(named["test"])
+    assert set(named["label"]) == {"rows"} and "transplant" in set(named["test"])
     verdicts = table.attrs["verdicts"]
     assert verdicts.images == 72 and verdicts.passes <= PASSES
 

@@ -113,7 +113,7 @@ def _excess(told: Mapping[str, Any]) -> float:
 
 def tried(verdicts: pd.DataFrame, classes: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """For each class with a confirmed shortcut, its strongest test, and in `says` what was done and what came of it."""
-    about = {row["label"]: row for row in classes.to_dict("records")}
+    about = {row["label"]: row for row in classes[classes["area"].notna()].to_dict("records")}
     found: dict[str, dict[str, Any]] = {}
     for label, rows in verdicts[verdicts["verdict"] == "shortcut"].groupby("label", sort=False):
         put = rows[rows["test"].isin(list(_SAYS))]

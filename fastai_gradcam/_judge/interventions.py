@@ -57,7 +57,8 @@ class Intervention:
     `"taken away"` (images of the class are changed; the effect is how many are lost). `rounds`: how often each image of
     the set is changed, if the budget allows. `region`: which of `boxes.places_of` is changed. `lender`: whether the
     partner shows the class that is tested (`put on` without one tests all classes at once). `mate`: whether `other`
-    must be of the same class as `x`, for its control.
+    must be of the same class as `x`, for its control. `masks`: whether it needs masks; `blind`: whether it stands in
+    for those that do, and is held only where masks are not known.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Intervention:
     lender: bool = True
     mate: bool = False
     masks: bool = False
+    blind: bool = False
 
 
 interventions: dict[str, Intervention] = {}
@@ -90,7 +92,7 @@ def transplant(p: Pairs) -> tuple[Tensor, Tensor]:
     return pasted(p.x, p.at, p.partner, p.hot, p.side), pasted(p.x, p.at, p.partner, p.cold, p.side)
 
 
-@_intervention("exchange", PUT, 1)
+@_intervention("exchange", PUT, 1, blind=True)
 def exchange(p: Pairs) -> tuple[Tensor, Tensor]:
     """The hottest box of an image becomes that of an image of the class; control: a random box of the same image."""
     return pasted(p.x, p.seat, p.partner, p.hot, p.side), pasted(p.x, p.seat, p.partner, p.cold, p.side)
