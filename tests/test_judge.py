@@ -417,18 +417,19 @@ def test_maps_that_are_empty_or_not_finite_lend_no_patch():
 # --- the rule
 
 
-def test_the_interval_is_that_of_a_literal_bootstrap_over_images():
+@pytest.mark.parametrize(("images", "added"), [(12, 1), (9, 1), (4, 6)])
+def test_the_interval_is_that_of_a_literal_bootstrap_over_images(images, added):
     rng = np.random.default_rng(0)
-    source = rng.integers(0, 12, 60)
+    source = rng.integers(0, images, 60)
     excess = np.where(source % 3 == 0, 1.0, rng.integers(0, 2, 60))
     images = sorted(set(source))
-    groups = [excess[source == k] for k in images] + [np.zeros(1)]
+    groups = [excess[source == k] for k in images] + [np.zeros(1)] * added
     share = len(excess) / len(images)
     drawn = np.random.default_rng(5).integers(len(groups), size=(1000, len(images)))
     means = []
     for draw in drawn:
         total = sum(groups[k].sum() for k in draw)
-        count = sum(share if k == len(images) else len(groups[k]) for k in draw)
+        count = sum(share if k >= len(images) else len(groups[k]) for k in draw)
         means.append(total / count)
     assert interval(excess, source, np.random.default_rng(5)) == pytest.approx(
         tuple(np.quantile(means, (0.025, 0.975)))

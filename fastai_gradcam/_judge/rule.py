@@ -24,6 +24,7 @@ __all__ = [
     "with_verdicts",
 ]
 
+IMAGES = 10
 SHORTCUT, CLEAR, UNDECIDED = "shortcut", "clear", "undecided"
 # Losing a true part of an object loses the class, too. So what was taken away counts only where one of these, which
 # put it on images of other classes, confirms it.
@@ -44,11 +45,11 @@ class Rule:
     0.3
     """
 
-    images: int = 12
+    images: int = IMAGES
     """So many images must have been changed, or the verdict is `undecided`."""
     excess: float = 0.2
     """`shortcut`: by so much the effect must exceed its control …"""
-    plain: float = 0.35
+    plain: float = 0.3
     """… or by so much, if a patch may well be a true part of the object. It is less likely to be …"""
     area: float = 0.07
     """… if the patch is no larger than this share of the picture …"""
@@ -115,12 +116,15 @@ def interval(
 ) -> tuple[float, float]:
     """The 95 % interval of the mean of `excess`, by a bootstrap over the images `source` that the trials come from.
 
-    An image without an effect is added to those drawn from, so that a handful of images that agree is not certain.
+    Images without an effect are added to those drawn from, at least one and so many that there are `IMAGES`: a handful
+    of images that agree is not certain.
     """
     sources, index = np.unique(source, return_inverse=True)
-    sums = np.append(np.bincount(index, excess, len(sources)), 0.0)
-    counts = np.append(np.bincount(index, minlength=len(sources)), len(excess) / len(sources))
-    drawn = rng.integers(len(sums), size=(draws, len(sources)))
+    n = len(sources)
+    added = max(1, IMAGES - n)
+    sums = np.append(np.bincount(index, excess, n), np.zeros(added))
+    counts = np.append(np.bincount(index, minlength=n), np.full(added, len(excess) / n))
+    drawn = rng.integers(n + added, size=(draws, n))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
