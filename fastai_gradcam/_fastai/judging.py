@@ -23,7 +23,7 @@ from .._net.guard import undisturbed
 from .._net.layers import unwrap
 from .._watch.faults import warn
 from .._watch.images import to_image
-from .._watch.judging import BATCH, MOST, JudgingSet, judged
+from .._watch.judging import BATCH, MOST, JudgingSet, confirmed, in_words, judged
 from .._watch.nested import joined, tensors
 from .._watch.tasks import CATEGORY, Task
 from .explain import Seen, model_input, resolve_layer, see
@@ -171,6 +171,10 @@ def gradcam_judge(
         warn(sentence)
     if watch is not None and watch.run is not None:
         verdicts.save(watch.run.path, images.picture)
+    rows = confirmed(verdicts)
+    if rows and verdicts.shortcuts.empty:
+        # The table has rows of single classes only.
+        warn(f"{in_words(rows)}; see .attrs['verdicts'].pooled and .pictures().")
     table = verdicts.table.copy()
     table.attrs["verdicts"] = verdicts
     return table

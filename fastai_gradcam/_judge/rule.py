@@ -49,7 +49,7 @@ class Rule:
     """So many images must have been changed, or the verdict is `undecided`."""
     excess: float = 0.2
     """`shortcut`: by so much the effect must exceed its control …"""
-    plain: float = 0.3
+    plain: float = 0.25
     """… or by so much, if a patch may well be a true part of the object. It is less likely to be …"""
     area: float = 0.07
     """… if the patch is no larger than this share of the picture …"""

@@ -22,11 +22,10 @@ from .nested import on_device_of
 from .panel import Panel
 from .tasks import CATEGORY, Task
 
-__all__ = ["BATCH", "LEAST", "MOST", "Judging", "JudgingSet", "images_for", "judged", "set_of_panel"]
+__all__ = ["BATCH", "LEAST", "MOST", "Judging", "JudgingSet", "confirmed", "images_for", "in_words", "judged"]
+__all__ += ["set_of_panel"]
 
 MOST, LEAST = 200, ENOUGH
-# At each frame, only the tests that confirm a shortcut by themselves.
-EARLY = ("transplant", "exchange", "place", "border", "colour")
 BATCH = 32
 
 
@@ -88,15 +87,14 @@ class Judging:
     def judge(
         self, frame: int | None, model: nn.Module, images_of: Callable[[], JudgingSet], layer: Any, method: Any
     ) -> None:
-        """All tests at the end (`frame` is `None`), else those that confirm by themselves; verdicts go to the run.
+        """Verdicts into the run, at the end (`frame` is `None`) or at a frame.
 
         Whatever cannot be judged is left out; the run keeps the reason.
         """
-        early = {} if frame is None else {"tests": EARLY}
         try:
             images = images_of()
             with images.bar() as bar:
-                verdicts = judged(model, images, layer, method, progress=bar, **early)
+                verdicts = judged(model, images, layer, method, progress=bar)
         except GradCAMError as error:
             write_verdicts(self.path, pd.DataFrame(), pd.DataFrame(), [{"label": "", "left_out": str(error)}], [])
             return
@@ -104,8 +102,7 @@ class Judging:
         self._alarm(verdicts, frame)
 
     def _alarm(self, verdicts: Verdicts, frame: int | None) -> None:
-        pooled = verdicts.pooled
-        rows = verdicts.shortcuts.to_dict("records") or pooled[pooled["verdict"] == "shortcut"].to_dict("records")
+        rows = confirmed(verdicts)
         labels = {row["label"] for row in rows}
         sure = labels if frame is None else labels & self.before
         self.before = labels
@@ -115,15 +112,23 @@ class Judging:
         new = [row for row in rows if row["label"] in sure - self.said]
         self.said |= {row["label"] for row in new}
         if new:
-            first = max(new, key=lambda row: row["effect"] - row["control"])
-            others = len({row["label"] for row in new}) - 1
-            and_others = f", and {others} more class{'es' * (others > 1)}" if others else ""
-            who = repr(first["label"]) if first["label"] else "Several classes"
-            numbers = f"{first['effect']:.0%} of {first['images']} images, control {first['control']:.0%}"
-            self.say(
-                f"{who} may rest on a shortcut (test {first['test']!r}: {numbers}){and_others}; see run.findings() and "
-                "the report."
-            )
+            self.say(f"{in_words(new)}; see run.findings() and the report.")
+
+
+def confirmed(verdicts: Verdicts) -> list[dict[str, Any]]:
+    'The rows of confirmed shortcuts, or of all classes together (`label` is "") if no class has one alone.'
+    pooled = verdicts.pooled
+    return verdicts.shortcuts.to_dict("records") or pooled[pooled["verdict"] == "shortcut"].to_dict("records")
+
+
+def in_words(rows: list[dict[str, Any]]) -> str:
+    "What the strongest of confirmed rows says, and how many classes there are beside it."
+    first = max(rows, key=lambda row: row["effect"] - row["control"])
+    others = len({row["label"] for row in rows}) - 1
+    and_others = f", and {others} more class{'es' * (others > 1)}" if others else ""
+    who = repr(first["label"]) if first["label"] else "Several classes"
+    numbers = f"{first['effect']:.0%} of {first['images']} images, control {first['control']:.0%}"
+    return f"{who} may rest on a shortcut (test {first['test']!r}: {numbers}){and_others}"
 
 
 def judged(model: nn.Module, images: JudgingSet, layer: Any, method: Any, **options: Any) -> Verdicts:
