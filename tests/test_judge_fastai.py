@@ -20,13 +20,14 @@ from fastai.vision.all import CategoryBlock, ImageBlock, MaskBlock, PILMask
 from fastai.vision.data import ImageDataLoaders
 from fastcore.imports import noop
 from PIL import Image
-from test_judge import NAMES, Filters, corner, pictures
+from test_judge import NAMES, Filters, Tags, corner, pictures
 from torch import nn
 from torch.nn import functional as F
 from training import differences, left_by, state_around, statuses, watch
 
 import fastai_gradcam._watch.judging as judging
 from fastai_gradcam import GradCAMCallback, GradCAMError, Run, Watch
+from fastai_gradcam._cli.judge import _conclusion
 from fastai_gradcam._run.verdicts import read_table
 from fastai_gradcam._watch.judging import images_for
 from fastai_gradcam.cli import main
@@ -107,6 +108,20 @@ def test_labels_and_regressions_are_refused_with_a_sentence(tmp_path, loss):
         del learn.dls.vocab
     with pytest.raises(GradCAMError, match="one class per image"):
         learn.gradcam_judge()
+
+
+@pytest.mark.slow
+def test_what_only_all_classes_together_show_is_said_by_learner_and_command(tmp_path):
+    x, y, _ = (torch.cat(part) for part in zip(*pictures("tags", 24), strict=True))
+    items = [(one, int(label)) for one, label in zip(x, y, strict=True)]
+    dls = DataLoaders.from_dsets(items, items, bs=8, num_workers=0, device=torch.device("cpu"))
+    dls.vocab = NAMES
+    learn = Learner(dls, Tags(), loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    with learn.no_bar(), pytest.warns(UserWarning, match="Several classes may rest on a shortcut"):
+        table = learn.gradcam_judge()
+    assert not (table["verdict"] == "shortcut").any()
+    said = "\n".join(_conclusion(table.attrs["verdicts"], tmp_path))
+    assert "Several classes may rest on a shortcut (test " in said and "patches:" in said
 
 
 class Pair(nn.Module):

@@ -101,7 +101,7 @@ def _conclusion(verdicts: Verdicts, out: Path) -> Iterator[str]:
     yield f"judged by {verdicts.images} images; the strongest test of each class:"
     yield columns(lines)
     rows = confirmed(verdicts)
-    if rows:
+    if rows and verdicts.shortcuts.empty:
         yield f"{in_words(rows)}."
     yield f"table:   {out / 'verdicts.csv'}"
     if rows:
