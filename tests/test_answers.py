@@ -121,7 +121,7 @@ class LeastProbable(CrossEntropyLossFlat):
 
 
 class OfProbabilities(LeastProbable):
-    "Of a network that ends in a softmax."
+    "For a network that ends in a softmax."
 
     def activation(self, x):
         return x

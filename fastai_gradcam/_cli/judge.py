@@ -102,7 +102,7 @@ def _conclusion(verdicts: Verdicts, out: Path) -> Iterator[str]:
     yield columns(lines)
     rows = confirmed(verdicts)
     if rows and verdicts.shortcuts.empty:
-        yield f"{in_words(rows)}."
+        yield in_words(rows, "the patches")
     yield f"table:   {out / 'verdicts.csv'}"
     if rows:
         yield f"patches: {out / 'patches'}"

@@ -174,7 +174,7 @@ def gradcam_judge(
     rows = confirmed(verdicts)
     if rows and verdicts.shortcuts.empty:
         # The table has rows of single classes only.
-        warn(f"{in_words(rows)}; see .attrs['verdicts'].pooled and .pictures().")
+        warn(in_words(rows, ".attrs['verdicts'].pooled and .pictures()"))
     table = verdicts.table.copy()
     table.attrs["verdicts"] = verdicts
     return table

@@ -58,7 +58,7 @@ class Rule:
     stands_out: float = 0.15
     """Without that, the class must also stand out from the others by so much (`Suspicion.stands_out`)."""
     together: float = 0.35
-    """Of all classes together, none of which stands out, so much is needed in `exchange`, as when each has a tag."""
+    """`shortcut` of all classes together, by `exchange`: by so much. None stands out where each has a tag."""
     low: float = 0.07
     """`shortcut`: the lower end of the interval must be above this."""
     clear: float = 0.2

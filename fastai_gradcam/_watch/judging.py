@@ -112,7 +112,7 @@ class Judging:
         new = [row for row in rows if row["label"] in sure - self.said]
         self.said |= {row["label"] for row in new}
         if new:
-            self.say(f"{in_words(new)}; see run.findings() and the report.")
+            self.say(in_words(new, "run.findings() and the report"))
 
 
 def confirmed(verdicts: Verdicts) -> list[dict[str, Any]]:
@@ -121,14 +121,14 @@ def confirmed(verdicts: Verdicts) -> list[dict[str, Any]]:
     return verdicts.shortcuts.to_dict("records") or pooled[pooled["verdict"] == "shortcut"].to_dict("records")
 
 
-def in_words(rows: list[dict[str, Any]]) -> str:
-    "What the strongest of confirmed rows says, and how many classes there are beside it."
+def in_words(rows: list[dict[str, Any]], see: str) -> str:
+    "A sentence of the strongest of confirmed rows, how many classes there are beside it, and where to `see` more."
     first = max(rows, key=lambda row: row["effect"] - row["control"])
     others = len({row["label"] for row in rows}) - 1
     and_others = f", and {others} more class{'es' * (others > 1)}" if others else ""
     who = repr(first["label"]) if first["label"] else "Several classes"
     numbers = f"{first['effect']:.0%} of {first['images']} images, control {first['control']:.0%}"
-    return f"{who} may rest on a shortcut (test {first['test']!r}: {numbers}){and_others}"
+    return f"{who} may rest on a shortcut (test {first['test']!r}: {numbers}){and_others}; see {see}."
 
 
 def judged(model: nn.Module, images: JudgingSet, layer: Any, method: Any, **options: Any) -> Verdicts:
