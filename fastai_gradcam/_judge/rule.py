@@ -57,7 +57,7 @@ class Rule:
     """… and patches of the class resemble each other by so much (`Suspicion.alike`). A tag is the same everywhere."""
     stands_out: float = 0.15
     """Without that, the class must also stand out from the others by so much (`Suspicion.stands_out`)."""
-    together: float = 0.35
+    together: float = 0.3
     """`shortcut` of all classes together, by `exchange`: by so much. None stands out where each has a tag."""
     low: float = 0.07
     """`shortcut`: the lower end of the interval must be above this."""
