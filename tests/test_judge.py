@@ -423,23 +423,23 @@ def test_the_interval_is_that_of_a_literal_bootstrap_over_images(images, added):
     source = rng.integers(0, images, 60)
     excess = np.where(source % 3 == 0, 1.0, rng.integers(0, 2, 60))
     images = sorted(set(source))
-    groups = [excess[source == k] for k in images] + [np.zeros(1)] * added
-    share = len(excess) / len(images)
-    drawn = np.random.default_rng(5).integers(len(groups), size=(1000, len(images)))
-    means = []
-    for draw in drawn:
-        total = sum(groups[k].sum() for k in draw)
-        count = sum(share if k >= len(images) else len(groups[k]) for k in draw)
-        means.append(total / count)
-    assert interval(excess, source, np.random.default_rng(5)) == pytest.approx(
-        tuple(np.quantile(means, (0.025, 0.975)))
-    )
+    rng, share, ends = np.random.default_rng(5), len(excess) / len(images), []
+    for nothing in (added, 0):
+        groups = [excess[source == k] for k in images] + [np.zeros(1)] * nothing
+        means = []
+        for draw in rng.integers(len(groups), size=(1000, len(images))):
+            total = sum(groups[k].sum() for k in draw)
+            means.append(total / sum(share if k >= len(images) else len(groups[k]) for k in draw))
+        ends.append(np.quantile(means, (0.025, 0.975)))
+    wanted = min(ends[0][0], ends[1][0]), ends[1][1]
+    assert interval(excess, source, np.random.default_rng(5)) == pytest.approx(wanted)
 
 
 def test_three_images_that_agree_are_less_sure_than_thirty():
     few = interval(np.ones(3), np.arange(3), np.random.default_rng(0))
     many = interval(np.ones(30), np.arange(30), np.random.default_rng(0))
-    assert few[0] < many[0] < 1 and many[1] == 1
+    assert few[0] < many[0] < 1 and few[1] == many[1] == 1
+    assert interval(-np.ones(3), np.arange(3), np.random.default_rng(0)) == (-1, -1)
 
 
 def test_patches_are_alike_where_they_overlap_more_with_each_other_than_with_others():

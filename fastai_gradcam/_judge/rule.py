@@ -116,18 +116,21 @@ def interval(
 ) -> tuple[float, float]:
     """The 95 % interval of the mean of `excess`, by a bootstrap over the images `source` that the trials come from.
 
-    Images without an effect are added to those drawn from, at least one and so many that there are `IMAGES`: a handful
-    of images that agree is not certain.
+    For its lower end, images without an effect are added to those drawn from, at least one and so many that there are
+    `IMAGES`: a handful of images that agree is not certain.
     """
     sources, index = np.unique(source, return_inverse=True)
     n = len(sources)
+    sums, counts = np.bincount(index, excess, n), np.bincount(index, minlength=n)
     added = max(1, IMAGES - n)
-    sums = np.append(np.bincount(index, excess, n), np.zeros(added))
-    counts = np.append(np.bincount(index, minlength=n), np.full(added, len(excess) / n))
-    drawn = rng.integers(n + added, size=(draws, n))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+
+    def ends(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        drawn = rng.integers(len(sums), size=(draws, n))
+        return np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+
+    cautious = ends(np.append(sums, np.zeros(added)), np.append(counts, np.full(added, len(excess) / n)))
+    low, high = ends(sums, counts)
+    return float(min(low, cautious[0])), float(high)
 
 
 def measured(label: str, test: str, trials: Sequence[Trial], rng: np.random.Generator) -> Row:
