@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from shortcut_models import LOCAL, SIGNALS, TAGS
 
-from fastai_gradcam._judge.rule import Row, Suspicion, pooled, with_verdicts
+from fastai_gradcam._judge.rule import Row, Suspicion, verdicts_together, with_verdicts
 from fastai_gradcam.judge import Rule
 
 FALLEN, SPARED = 0.5, 0.1
@@ -37,7 +37,9 @@ def named(m: dict, rule: Rule) -> set[str]:
     """The classes with a shortcut by `rule`; "" if all classes together have one."""
     known = {label: Suspicion(**s) for label, s in m["suspicion"].items()}
     found = _named(m["rows"], known, rule)
-    return found | (_named(m["pooled"], {"": pooled(list(known.values()))}, rule) if known else set())
+    each, together = ([Row(**{**row, "verdict": "undecided"}) for row in m[k]] for k in ("rows", "pooled"))
+    judged = verdicts_together(together, each, list(known.values()), rule) if known else []
+    return found | {row.label for row in judged if row.verdict == "shortcut"}
 
 
 def _named(rows: list[dict], suspicion: dict[str, Suspicion], rule: Rule) -> set[str]:

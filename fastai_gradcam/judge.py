@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from ._errors import GradCAMError, one_of, spelled
 from ._judge.interventions import Intervention, interventions
 from ._judge.look import Data, Look, Seen, look_at
 from ._judge.record import class_rows, pictures_of
-from ._judge.rule import Row, Rule, Suspicion, measured, pooled, suspicions, with_verdicts
+from ._judge.rule import Row, Rule, Suspicion, measured, suspicions, verdicts_together, with_verdicts
 from ._judge.trials import Outcomes, Trial, hold
+from ._net.endings import Endings
 from ._net.guard import undisturbed
 from ._net.layers import Layer, named_layers, unwrap
 from ._net.shadow import shadow
@@ -34,6 +35,7 @@ PASSES = 12
 """A judgement shows the model at most so many times the images of its set."""
 ENOUGH = 48
 """Verdicts from a set of fewer images are often `undecided`."""
+FEW = 3
 LEAST = 3
 """A class is judged from so many images that the model recognises."""
 
@@ -76,15 +78,17 @@ class Verdicts:
     def pictures(self, picture: Callable[[Tensor], Image.Image] | None = None) -> list[Picture]:
         """The patches of each class with a shortcut, and images before and after each test that confirmed it.
 
-        If only all classes together have one, those of the three classes with the largest effect. `picture`: an input
-        `(C, H, W)` as an image; default: its values stretched over their range.
+        If no class has one, or more than three have, also those of all classes together: for each test, of the three
+        classes in which the effect exceeds its control most. `picture`: an input `(C, H, W)` as an image; default: its
+        values stretched over their range.
         """
         confirmed = self.shortcuts
-        if confirmed.empty:
+        if not 0 < confirmed["label"].nunique() <= FEW:
             together = self.pooled.loc[self.pooled["verdict"] == "shortcut", "test"]
             each = self.table[self.table["test"].isin(together)]
             order = (each["control"] - each["effect"]).sort_values(kind="stable").index
-            confirmed = each.loc[order].groupby("test", sort=False).head(3)
+            most = each.loc[order].groupby("test", sort=False).head(FEW)
+            confirmed = pd.concat([confirmed, most]).drop_duplicates(["label", "test"])
         pairs = list(zip(confirmed["label"], confirmed["test"], strict=True))
         return [Picture(*found) for found in pictures_of(pairs, self.outcomes, self.names, picture)]
 
@@ -142,10 +146,13 @@ def judge(
     with torch.inference_mode(False), undisturbed():
         # Its own weights: a network that writes into its parameters in its forward pass must not reach the model's.
         net = shadow(unwrap(model), own_weights=True)
-        seen = look_at(data, _looking(net, layers, method), torch.Generator().manual_seed(seed), total.looked)
+        endings = Endings(net)
+        look = _looking(net, endings, layers, method)
+        seen = look_at(data, look, torch.Generator().manual_seed(seed), total.looked)
         wanted = _possible(wanted, seen, asked=tests is not None)
         total.size = len(seen)
-        outcomes = hold(wanted, data, seen, seen.judged(LEAST), _asking(net), passes - 1, seed, total.changed)
+        ask = _asking(net, endings)
+        outcomes = hold(wanted, data, seen, seen.judged(LEAST), ask, passes - 1, seed, total.changed)
     return _verdicts([t.name for t in wanted], seen, outcomes, vocab, rule or Rule(), seed)
 
 
@@ -157,41 +164,47 @@ def _wanted(tests: Sequence[str] | None) -> list[Intervention]:
 
 
 def _possible(wanted: list[Intervention], seen: Seen, asked: bool) -> list[Intervention]:
-    masked = [t.name for t in wanted if t.masks and not seen.masks]
-    if asked and masked:
-        raise GradCAMError(f"The tests {masked} need masks in every batch of the set.")
-    possible = [t for t in wanted if not (t.masks and not seen.masks) and not (t.blind and seen.masks)]
-    if not possible:
-        raise GradCAMError(f"The tests {[t.name for t in wanted]} are for sets without masks, and this one has them.")
-    return possible
+    unfit = [t for t in wanted if (t.masks and not seen.masks) or (t.blind and seen.masks)]
+    if asked and unfit:
+        what = "need masks in every batch of the set" if unfit[0].masks else "are for sets without masks"
+        raise GradCAMError(f"The tests {[t.name for t in unfit if t.masks == unfit[0].masks]} {what}.")
+    return [t for t in wanted if t not in unfit]
 
 
-def _looking(net: nn.Module, layers: list[str] | None, method: str | Method | MapFunction) -> Look:
+def _looking(net: nn.Module, endings: Endings, layers: list[str] | None, method: str | Method | MapFunction) -> Look:
     def look(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         cams = explain(net, x, layer=layers, target=y.to(x.device), method=method)
-        return _scores(cams.output), cams.maps[0]
+        return _scores(cams.output, endings), cams.maps[0]
 
     return look
 
 
-def _asking(net: nn.Module) -> Callable[[Tensor], Tensor]:
+def _asking(net: nn.Module, endings: Endings) -> Callable[[Tensor], Tensor]:
     def ask(x: Tensor) -> Tensor:
         with torch.no_grad():
-            scores = _scores(net(x))
-        # A network may end in a softmax.
-        done = bool((scores >= 0).all()) and torch.allclose(scores.sum(1), scores.new_ones(()), atol=1e-3)
-        return scores if done else scores.softmax(1)
+            return _scores(net(x), endings).softmax(1)
 
     return ask
 
 
-def _scores(output: Any) -> Tensor:
-    output = main_output(output).detach().float()
+def _scores(output: Any, endings: Endings) -> Tensor:
+    "Logits `(N, K)`, also of a network that ends in a softmax or sigmoid."
+    output, ending = main_output(output).detach().float(), endings.kinds.get(0)
     if output.ndim > 2 and output[0, 0].numel() == 1:
         output = output.flatten(1)
     if output.ndim > 2:
         raise GradCAMError(f"Interventions need a score per class and image, (N, K), got {tuple(output.shape)}.")
+    if ending == "Sigmoid":
+        output = output.logit(1e-6)
+    elif ending in ("Softmax", "Softmax2d") or _is_softmax(output):
+        output = output.clamp_min(1e-12).log()
     return class_scores(output)
+
+
+def _is_softmax(output: Tensor) -> bool:
+    "Whether each row adds up to 1, within what half precision keeps."
+    several = output.ndim == 2 and output.shape[1] > 1 and bool((output >= 0).all())
+    return several and torch.allclose(output.sum(1), output.new_ones(()), atol=1e-2)
 
 
 def _verdicts(
@@ -208,8 +221,10 @@ def _verdicts(
     together: list[Row] = []
     if len(classes) > 1:
         together = [row("", t, [trial for trial in outcomes.trials if trial.test == t], k) for k, t in enumerate(tests)]
-        together = with_verdicts(together, pooled(list(suspicion.values())), rule)
+        together = verdicts_together(together, [r for c in classes for r in rows[c]], list(suspicion.values()), rule)
     each = [row for c in classes for row in with_verdicts(rows[c], suspicion[c], rule)]
+    if not seen.sure:
+        each, together = ([replace(r, verdict="undecided") for r in part] for part in (each, together))
     return Verdicts(
         _table(each),
         _table(together),
@@ -243,7 +258,12 @@ class _Progress:
 
 def _left_out(seen: Seen, classes: Sequence[int], names: Sequence[str]) -> dict[str, str]:
     found = {}
-    if len(seen) < ENOUGH:
+    if not seen.sure:
+        found[""] = (
+            "Nothing is decided: the model is sure of fewer than half of the images that it recognises (no class has a "
+            "probability above a half), so no change can be said to turn one."
+        )
+    elif len(seen) < ENOUGH:
         found[""] = (
             f"The judging set has {len(seen)} images: verdicts are often 'undecided' with fewer than {ENOUGH}. Give it "
             "more: a larger validation set, a larger n=, or, for Watch, a larger x."

@@ -153,6 +153,42 @@ def test_the_threshold_of_the_loss_parts_two_categories_and_labels(thresh, image
     assert learn.gradcam(photo, target="green").pred == (", ".join(said) or "(none)")
 
 
+def decoding(decodes, base=BCEWithLogitsLossFlat):
+    "A loss that decodes in a manner of its own."
+    loss = base()
+    loss.decodes = decodes
+    return loss
+
+
+DECODED = {
+    "a threshold for each label": lambda p: p > torch.tensor([0.99, 0.01, 0.01]),
+    "the two most probable": lambda p: torch.zeros_like(p).scatter(1, p.topk(2, 1).indices, 1).bool(),
+    "the least probable": lambda p: p == p.min(1, keepdim=True).values,
+    "whole numbers": lambda p: (p > 0.01).float(),
+    "in place": lambda p: p.mul_(0).add_(torch.tensor([0, 1, 0])).bool(),
+}
+
+
+@pytest.mark.parametrize("how", DECODED)
+def test_the_labels_that_are_explained_are_those_that_the_loss_decodes(how, labels, photo, tmp_path):
+    learn = learner_of(labels, net(3), tmp_path, decoding(DECODED[how]))
+    probs = output_for(learn, photo).sigmoid()[0]
+    on = DECODED[how](probs[None].clone())[0].bool()
+    said = [labels.vocab[i] for i in on.nonzero().flatten().tolist()]
+    cams = learn.gradcam(photo)
+    cams = [cams] if hasattr(cams, "label") else list(cams)
+    assert {cam.label for cam in cams} == set(said) and {cam.pred for cam in cams} == {", ".join(said)}
+    assert [cam.prob for cam in cams] == pytest.approx(sorted((float(p) for p in probs[on]), reverse=True), abs=1e-5)
+
+
+def test_one_label_is_there_from_the_threshold_of_the_loss_on(image_folder, photo, tmp_path):
+    one = data(image_folder, (ImageBlock, MultiCategoryBlock(vocab=["cat"])), lambda f: ["cat"][: int(f.stem) % 2])
+    for thresh, said in ((0.02, "cat"), (0.98, "not cat")):
+        learn = learner_of(one, net(1), tmp_path, BCEWithLogitsLossFlat(thresh=thresh))
+        cam = learn.gradcam(photo)
+        assert (cam.label, cam.pred) == (said, said)
+
+
 @pytest.mark.slow
 def test_a_number_that_nobody_knows_is_left_out(colours, photo, tmp_path):
     learn = learner_of(colours, net(), tmp_path, lambda o, y: o.mean())

@@ -5,6 +5,8 @@ by class. Networks are a few filters set by hand. Class 0 has something more: a 
 background of its own.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +15,8 @@ from torch import nn
 from training import differences, state_around
 
 from fastai_gradcam import GradCAMError
-from fastai_gradcam._judge.rule import alike, distance, interval, spread
-from fastai_gradcam.judge import COLUMNS, PASSES, interventions, judge
+from fastai_gradcam._judge.rule import Row, alike, distance, interval, spread, verdicts_together
+from fastai_gradcam.judge import COLUMNS, PASSES, Rule, Suspicion, interventions, judge
 
 NAMES = ["rows", "columns", "checks"]
 SIZE, SQUARE = 40, 14
@@ -313,9 +315,52 @@ def test_an_image_has_turned_only_where_the_model_is_sure():
             return super().forward(x) * 1e-3
 
     data = [batch[:2] for batch in pictures("tags", n=48)]
-    assert (judge(Unsure(), data, NAMES, tests=["transplant", "exchange"]).table["effect"] == 0).all()
-    ends = judge(nn.Sequential(Tags(), nn.Softmax(1)), data, NAMES, tests=["exchange"])
-    assert ends.table["effect"].tolist() == [1, 1, 1]
+    unsure = judge(Unsure(), data, NAMES, tests=["transplant", "exchange"])
+    assert (unsure.table["effect"] == 0).all() and "no change can be said to turn one" in unsure.left_out[""]
+    assert set(unsure.table["verdict"]) == set(unsure.pooled["verdict"]) == {"undecided"}
+
+
+class Probabilities(Tags):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [nn.Sequential(Tags(), nn.Softmax(1)), nn.Sequential(Tags(), nn.Sigmoid()), nn.Sequential(Tags(), nn.LogSoftmax(1)),
+     Probabilities(), nn.Sequential(Tags(), nn.Softmax(1)).bfloat16()],
+    ids=["softmax", "sigmoid", "log softmax", "function", "bfloat16"],
+)  # fmt: skip
+def test_a_network_that_ends_in_probabilities_is_judged_as_one_of_logits(network):
+    data = [batch[:2] for batch in pictures("tags", n=48)]
+    data = [(x.to(next(network.parameters()).dtype), y) for x, y in data]
+    logits = judge(Tags(), [batch[:2] for batch in pictures("tags", n=48)], NAMES, tests=["exchange"]).table
+    found = judge(network, data, NAMES, tests=["exchange"]).table
+    assert found["effect"].tolist() == logits["effect"].tolist() == [1, 1, 1]
+
+
+class OneScore(Tags):
+    "The first tag against the second, as one score."
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores[:, :1] - scores[:, 1:2]
+
+
+def test_one_score_with_a_sigmoid_at_its_end_is_judged_as_one_without():
+    data = [(x[y < 2], 1 - y[y < 2]) for x, y, _ in pictures("tags", n=72)]
+    plain, ends = (judge(n, data, NAMES[:2]).table for n in (OneScore(), nn.Sequential(OneScore(), nn.Sigmoid())))
+    pd.testing.assert_frame_equal(plain, ends)
+    assert (plain["verdict"] == "shortcut").any()
+
+
+def test_exchange_speaks_of_all_classes_only_where_most_of_them_turn():
+    rows = [Row(name, "exchange", 30, effect, 0.0, 0.0, 1.0) for name, effect in zip("abc", (1, 0, 0), strict=True)]
+    whole = [Row("", "exchange", 90, 1 / 3, 0.0, 0.2, 0.5)]
+    suspicion = [Suspicion(0.06, 0.1, 0.1, 0.0, 0.1)] * 3
+    assert verdicts_together(whole, rows, suspicion, Rule())[0].verdict == "undecided"
+    two = [replace(row, effect=effect) for row, effect in zip(rows, (0.5, 0.5, 0), strict=True)]
+    assert verdicts_together(whole, two, suspicion, Rule())[0].verdict == "shortcut"
 
 
 # --- bad input

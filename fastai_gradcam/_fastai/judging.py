@@ -136,7 +136,8 @@ def gradcam_judge(
     """Change validation images on purpose to learn what each class depends on: a row per class and test.
 
     - `n`: how many validation images, as many of each class as there are; `seed` chooses them and all else.
-    - `tests`: names in `fastai_gradcam.judge.interventions`; `None`: all (those that need `masks` only with these).
+    - `tests`: names in `fastai_gradcam.judge.interventions`; `None`: all (those that need `masks` only with these,
+      `exchange` only without them, and of all classes together only).
     - `layer`, `method`: of the maps that say where a patch is cut, as in `learn.gradcam`; `masks`: as in
       `GradCAMCallback`. The default is that of the learner's callback, if it was watched.
 

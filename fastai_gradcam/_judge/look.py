@@ -12,12 +12,14 @@ from torch import Tensor
 from .._errors import GradCAMError
 from .boxes import hottest, random_beside, side_of
 
-__all__ = ["Batch", "Look", "Seen", "look_at", "read"]
+__all__ = ["SURE", "Batch", "Look", "Seen", "look_at", "read"]
 
 # `(x, y)` gives the scores `(N, K)` and the maps `(N, h, w)` of the classes `y`.
 Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Data = Callable[[], Iterable] | Iterable
 
+# A class that is more probable than all others together is one that the model is sure of.
+SURE = 0.5
 _BINS = 4  # of each colour channel, in the histogram that patches are compared by
 
 
@@ -40,7 +42,8 @@ class Seen:
     `pred`: `(N,)`. `sums`: a number per image by which it is recognised in the second pass. `hot`, `cold`: `(N, 2)`.
     `found`: `(N,)`, whether the map has a hottest box. `colours`: `(N, bins)`, a histogram of the hottest box.
     `means`: `(N, C)`, of each channel of the whole picture.
-    `size`: of the pictures; `side`: of the boxes. `masks`: whether every batch has them. `classes`: K.
+    `size`: of the pictures; `side`: of the boxes. `masks`: whether every batch has them. `classes`: K. `sure`: whether
+    most of the images that are recognised have a probability above `SURE`.
     """
 
     y: Tensor
@@ -55,6 +58,7 @@ class Seen:
     side: tuple[int, int]
     masks: bool
     classes: int
+    sure: bool
     mean_maps: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -108,7 +112,7 @@ def look_at(data: Data, look: Look, generator: torch.Generator, tick: Callable[[
         total = maps.flatten(1).sum(1)
         found = total.isfinite() & (total > 0)
         maps = torch.where(found[:, None, None], maps, torch.zeros(()))
-        pred = scores.argmax(1).cpu()
+        top, pred = (t.cpu() for t in scores.softmax(1).max(1))
         for c in y[found & (pred == y)].unique().tolist():
             mine = found & (pred == y) & (y == c)
             totals[c] = totals.get(c, torch.zeros(size)) + (maps[mine] / total[mine, None, None]).sum(0)
@@ -118,14 +122,25 @@ def look_at(data: Data, look: Look, generator: torch.Generator, tick: Callable[[
         colours = _colours(x.float().cpu(), hot, side, scale)
         cold = random_beside(hot, size, side, generator)
         parts.append(
-            (y, pred, x.double().sum((1, 2, 3)).cpu(), hot, cold, found, colours, x.float().mean((2, 3)).cpu())
+            (
+                y,
+                pred,
+                top > SURE,
+                x.double().sum((1, 2, 3)).cpu(),
+                hot,
+                cold,
+                found,
+                colours,
+                x.float().mean((2, 3)).cpu(),
+            )
         )
         masks = masks and batch.masks is not None
         tick(len(batch))
     if not parts:
         raise GradCAMError("The judging set is empty.")
-    y, pred, sums, hot, cold, found, colours, means = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Seen(y, pred, sums, hot, cold, found, colours, means, size, side, masks, classes, totals)
+    y, pred, sure, sums, hot, cold, found, colours, means = (torch.cat(part) for part in zip(*parts, strict=True))
+    most = bool(sure[pred == y].float().mean() >= 0.5) if bool((pred == y).any()) else True
+    return Seen(y, pred, sums, hot, cold, found, colours, means, size, side, masks, classes, most, totals)
 
 
 def _classes(scores: Tensor, y: Tensor) -> int:

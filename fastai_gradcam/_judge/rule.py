@@ -21,6 +21,7 @@ __all__ = [
     "pooled",
     "spread",
     "suspicions",
+    "verdicts_together",
     "with_verdicts",
 ]
 
@@ -154,6 +155,16 @@ def with_verdicts(rows: Sequence[Row], suspicion: Suspicion, rule: Rule) -> list
             clear = row.images >= rule.images and row.high < rule.clear
             found.append(replace(row, verdict=CLEAR if clear else UNDECIDED))
     return found
+
+
+def verdicts_together(
+    rows: Sequence[Row], of_classes: Sequence[Row], each: Sequence[Suspicion], rule: Rule
+) -> list[Row]:
+    """The rows of all classes together with their verdicts. `exchange` must turn images in most classes, not in one."""
+    turned = [row.excess > 0 for row in of_classes if row.test == "exchange" and row.images]
+    few = 2 * sum(turned) <= len(turned)
+    found = with_verdicts(rows, pooled(each), rule)
+    return [replace(r, verdict=UNDECIDED) if few and r.test == "exchange" else r for r in found]
 
 
 def _is_shortcut(row: Row, suspicion: Suspicion, rule: Rule) -> bool:

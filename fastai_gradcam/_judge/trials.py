@@ -14,12 +14,10 @@ from torch import Tensor
 from .._errors import GradCAMError
 from .boxes import Place, places_of, random_corners
 from .interventions import PUT, Intervention, Pairs
-from .look import Batch, Data, Seen, read
+from .look import SURE, Batch, Data, Seen, read
 
 __all__ = ["Outcomes", "Trial", "hold"]
 
-
-SURE = 0.5
 _PICTURES = 3  # of each class and test, before and after
 
 

@@ -27,9 +27,12 @@ def labels_of(probs: Tensor, decodes: Decodes | None) -> Tensor:
 
 
 def _decoded(probs: Tensor, decodes: Decodes | None) -> Tensor | None:
-    "`None` from a loss that leaves probabilities as they are, or cannot decode them."
+    "`None` from a loss that leaves probabilities as they are, or cannot decode them; it is given a copy on the CPU."
+    given = probs.detach().cpu()
     try:
-        found = None if decodes is None else torch.as_tensor(decodes(probs)).as_subclass(Tensor)
+        found = None if decodes is None else torch.as_tensor(decodes(given.clone())).as_subclass(Tensor)
     except Exception:
         return None
-    return None if found is None or found.is_floating_point() else found
+    if found is None or (found.is_floating_point() and (torch.equal(found, given) or bool((found % 1 != 0).any()))):
+        return None
+    return found.to(probs.device)

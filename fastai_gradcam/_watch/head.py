@@ -204,8 +204,9 @@ class Head:
         if self.kind != LABELS or (scores.shape[1] == 2 and self.single):
             return self.first(scores)
         # As many columns for all images as the one with most labels has; in the others the first is repeated.
+        scores = scores.float()
         on = labels_of(self.activation(scores) if callable(self.activation) else scores.sigmoid(), self.decodes)
-        order = scores.argsort(1, descending=True)
+        order = scores.masked_fill(~on & on.any(1, keepdim=True), -torch.inf).argsort(1, descending=True)
         count = on.sum(1).clamp(min=1)
         return torch.stack([order[:, k].where(count > k, order[:, 0]) for k in range(int(count.max()))], 1)
 
@@ -213,7 +214,7 @@ class Head:
         "The predicted class of each image: of the largest region, or as the loss decodes it; `None` if it does not."
         if scores.ndim > 3 and scores[0, 0].numel() > 1:
             return predicted(scores)
-        if self.decodes is None or self.kind != CATEGORY or scores.ndim > 2:
+        if self.decodes is None or not (self.kind == CATEGORY or self.single) or scores.ndim > 2:
             return None
         probs = self.probabilities(scores, ending, undone)
         return None if probs is None else class_of(probs, self.decodes, _lone(scores))
@@ -235,7 +236,7 @@ class Head:
             return None
         probs = self.probabilities(scores, ending)
         if self.kind == LABELS and scores.ndim == 2 and scores.shape[1] > 1:
-            return None if probs is None else [self._labelled(p, y, i) for i, p in enumerate(probs)]
+            return None if probs is None else self._labelled(probs, y)
         if probs is not None and scores.ndim <= 2:
             pred = class_of(probs, self.decodes, _lone(scores))
         elif _lone(scores):
@@ -252,13 +253,14 @@ class Head:
             for i, c in enumerate(pred.tolist())
         ]
 
-    def _labelled(self, probs: Tensor, y: Tensor | None, i: int) -> Answer:
-        on = labels_of(probs, self.decodes)
-        chosen = on.nonzero().flatten().tolist()
-        correct = bool(y[i].gt(0).cpu().equal(on.cpu())) if y is not None and y.shape[1:] == on.shape else None
-        if not chosen:
-            return Answer("(none)", 1 - float(probs.max()), correct)
-        return Answer(self._listed(chosen), float(probs[chosen].min()), correct)
+    def _labelled(self, probs: Tensor, y: Tensor | None) -> list[Answer]:
+        found = []
+        for i, (row, on) in enumerate(zip(probs, labels_of(probs, self.decodes), strict=True)):
+            chosen = on.nonzero().flatten().tolist()
+            correct = bool(y[i].gt(0).cpu().equal(on.cpu())) if y is not None and y.shape[1:] == on.shape else None
+            prob = float(row[chosen].min()) if chosen else 1 - float(row.max())
+            found.append(Answer(self._listed(chosen), prob, correct))
+        return found
 
     def _listed(self, classes: Sequence[int]) -> str:
         return ", ".join(self.named(c) for c in classes) or "(none)"
