@@ -49,7 +49,7 @@ class Verdicts:
     - `pooled`: a row per test for all classes together (`label` is ""): many classes with a mark of their own, and few
       images of each, may show only here.
     - `suspicion`: for each class, what makes its hottest patches suspicious beyond their effect.
-    - `left_out`: why a class was not judged, or, for the label "", that the set is too small to say much.
+    - `left_out`: why a class was not judged, or, for the label "", why little can be said of all.
     - `images`: how many images the set has. `passes`: forward passes of the set that were made.
 
     >>> import torch
@@ -224,7 +224,9 @@ def _verdicts(
         together = verdicts_together(together, [r for c in classes for r in rows[c]], list(suspicion.values()), rule)
     each = [row for c in classes for row in with_verdicts(rows[c], suspicion[c], rule)]
     if not seen.sure:
-        each, together = ([replace(r, verdict="undecided") for r in part] for part in (each, together))
+        each, together = (
+            [replace(r, verdict=r.verdict.replace("clear", "undecided")) for r in part] for part in (each, together)
+        )
     return Verdicts(
         _table(each),
         _table(together),
@@ -260,8 +262,8 @@ def _left_out(seen: Seen, classes: Sequence[int], names: Sequence[str]) -> dict[
     found = {}
     if not seen.sure:
         found[""] = (
-            "Nothing is decided: the model is sure of fewer than half of the images that it recognises (no class has a "
-            "probability above a half), so no change can be said to turn one."
+            "Nothing is clear: the model is sure of fewer than half of the images that it recognises (no class has a "
+            "probability above a half), and a change that turns an image may not show."
         )
     elif len(seen) < ENOUGH:
         found[""] = (
