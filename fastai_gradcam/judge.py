@@ -119,8 +119,7 @@ def judge(
       `(N,)` classes; `masks` `(N, H, W)` bool, true on the object. Each batch should mix the classes, because images
       of one batch lend each other content. No batch is kept.
     - `vocab`: the names of the classes. `layer`, `method`: as in `gradcam`, for the maps that say where a patch is cut.
-    - `tests`: names in `interventions`; `None`: all that the set allows (some need masks, `exchange` is for sets
-      without them).
+    - `tests`: names in `interventions`; `None`: all that the set allows (some need masks, `exchange` needs none).
     - `passes`: at most so many forward passes of the set. `progress`: called with the share that is done, 0…1.
 
     The same model, set and seed give the same verdicts. Weights, buffers, random generators and modes are left as they
@@ -138,25 +137,24 @@ def judge(
     >>> verdicts.passes <= 12
     True
     """
-    wanted = _wanted(tests)
-    if vocab is not None and len(vocab) < 2:
-        raise GradCAMError(f"Interventions need at least two classes, got vocab={list(vocab)!r}.")
+    wanted = _wanted(tests, vocab)
     layers = None if layer is None else [name for name, _ in named_layers(unwrap(model), layer)]
     total = _Progress(progress, passes)
     with torch.inference_mode(False), undisturbed():
         # Its own weights: a network that writes into its parameters in its forward pass must not reach the model's.
         net = shadow(unwrap(model), own_weights=True)
         endings = Endings(net)
-        look = _looking(net, endings, layers, method)
-        seen = look_at(data, look, torch.Generator().manual_seed(seed), total.looked)
+        seen = look_at(data, _looking(net, endings, layers, method), torch.Generator().manual_seed(seed), total.looked)
         wanted = _possible(wanted, seen, asked=tests is not None)
         total.size = len(seen)
-        ask = _asking(net, endings)
-        outcomes = hold(wanted, data, seen, seen.judged(LEAST), ask, passes - 1, seed, total.changed)
+        asking = _asking(net, endings)
+        outcomes = hold(wanted, data, seen, seen.judged(LEAST), asking, passes - 1, seed, total.changed)
     return _verdicts([t.name for t in wanted], seen, outcomes, vocab, rule or Rule(), seed)
 
 
-def _wanted(tests: Sequence[str] | None) -> list[Intervention]:
+def _wanted(tests: Sequence[str] | None, vocab: Sequence[str] | None) -> list[Intervention]:
+    if vocab is not None and len(vocab) < 2:
+        raise GradCAMError(f"Interventions need at least two classes, got vocab={list(vocab)!r}.")
     for name in tests or ():
         if name not in interventions:
             raise GradCAMError(one_of("test", name, list(interventions)))
@@ -210,6 +208,8 @@ def _is_softmax(output: Tensor) -> bool:
 def _verdicts(
     tests: Sequence[str], seen: Seen, outcomes: Outcomes, vocab: Sequence[str] | None, rule: Rule, seed: int
 ) -> Verdicts:
+    # A model that is unsure of its own images may depend on much that turns none of them.
+    rule = rule if seen.sure else replace(rule, clear=-np.inf)
     classes = seen.judged(LEAST)
     names = [spelled(str(vocab[c])) if vocab and c < len(vocab) else str(c) for c in range(seen.classes)]
 
@@ -223,10 +223,6 @@ def _verdicts(
         together = [row("", t, [trial for trial in outcomes.trials if trial.test == t], k) for k, t in enumerate(tests)]
         together = verdicts_together(together, [r for c in classes for r in rows[c]], list(suspicion.values()), rule)
     each = [row for c in classes for row in with_verdicts(rows[c], suspicion[c], rule)]
-    if not seen.sure:
-        each, together = (
-            [replace(r, verdict=r.verdict.replace("clear", "undecided")) for r in part] for part in (each, together)
-        )
     return Verdicts(
         _table(each),
         _table(together),
