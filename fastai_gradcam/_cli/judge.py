@@ -22,7 +22,7 @@ from .._fastai.judging import drawn_by, judged_task, stacked
 from .._net.layers import unwrap
 from .._run.words import brief
 from .._watch.choose import spread
-from .._watch.judging import BATCH, JudgingSet, confirmed, in_words, judged
+from .._watch.judging import BATCH, JudgingSet, in_words, judged, together
 from ..judge import Verdicts, interventions
 from ..methods import resolve_method
 from .explain import load
@@ -61,8 +61,7 @@ def run_judge(options: Namespace) -> int:
     for sentence in verdicts.left_out.values():
         print(sentence, file=sys.stderr)
     if options.json:
-        together = confirmed(verdicts) if verdicts.shortcuts.empty else []
-        for row in verdicts.table.to_dict("records") + together:
+        for row in verdicts.table.to_dict("records") + together(verdicts):
             print(json.dumps({k: None if v != v else v for k, v in row.items()}, ensure_ascii=False))
     else:
         print("\n".join(_conclusion(verdicts, options.out)))
@@ -100,11 +99,11 @@ def _conclusion(verdicts: Verdicts, out: Path) -> Iterator[str]:
         lines.append((brief(r.label, 40), r.test, str(r.images), _per_cent(r.effect), _per_cent(r.control), r.verdict))
     yield f"judged by {verdicts.images} images; the strongest test of each class:"
     yield columns(lines)
-    rows = confirmed(verdicts)
-    if rows and verdicts.shortcuts.empty:
+    rows = together(verdicts)
+    if rows:
         yield in_words(rows, "the patches")
     yield f"table:   {out / 'verdicts.csv'}"
-    if rows:
+    if rows or len(verdicts.shortcuts):
         yield f"patches: {out / 'patches'}"
 
 

@@ -27,7 +27,7 @@ from .._run.files import image_bytes, write_whole
 from .._run.schema import now
 from .._run.verdicts import write_table
 from .._version import __version__
-from .._watch.judging import confirmed, in_words, judged
+from .._watch.judging import in_words, judged, together
 from ..atlas import Atlas
 from ..methods import resolve_method
 from .ahead import ahead, still
@@ -229,8 +229,8 @@ def _judge(making: Making, viewer: Viewer) -> list[str]:
     ]
     write_table(folder, "trials", rows)
     verdicts.save(folder, images.picture)
-    rows = confirmed(verdicts)
-    return [in_words(rows, "patches/")] if rows and verdicts.shortcuts.empty else []
+    rows = together(verdicts)
+    return [in_words(rows, "patches/")] if rows else []
 
 
 def replace_atlas(making: Making) -> None:

@@ -23,7 +23,7 @@ from .._net.guard import undisturbed
 from .._net.layers import unwrap
 from .._watch.faults import warn
 from .._watch.images import to_image
-from .._watch.judging import BATCH, MOST, JudgingSet, confirmed, in_words, judged
+from .._watch.judging import BATCH, MOST, JudgingSet, in_words, judged, together
 from .._watch.nested import joined, tensors
 from .._watch.tasks import CATEGORY, Task
 from .explain import Seen, model_input, resolve_layer, see
@@ -172,8 +172,7 @@ def gradcam_judge(
         warn(sentence)
     if watch is not None and watch.run is not None:
         verdicts.save(watch.run.path, images.picture)
-    rows = confirmed(verdicts)
-    if rows and verdicts.shortcuts.empty:
+    if rows := together(verdicts):
         # The table has rows of single classes only.
         warn(in_words(rows, ".attrs['verdicts'].pooled and .pictures()"))
     table = verdicts.table.copy()

@@ -48,10 +48,10 @@ def _head(dls: Any, i: int, target: Any, loss: Any, activation: Any, decodes: An
     if (found := first(Categorize, AddMaskCodes)) is not None:
         return Head(CATEGORY, _listed(found.vocab), activation, decodes)
     if (found := first(RegressionSetup)) is not None:
-        return Head(REGRESSION, None, VALUE, decodes, getattr(found, "c", None) or 1)
+        return Head(REGRESSION, None, VALUE, numbers=getattr(found, "c", None) or 1)
     vocab = _listed(getattr(dls, "vocab", None)) if i == 0 else None
     kind = _kind(dls, i, loss, activation, vocab)
-    return Head(REGRESSION, None, VALUE, decodes) if kind == REGRESSION else Head(kind, vocab, activation, decodes)
+    return Head(REGRESSION, None, VALUE) if kind == REGRESSION else Head(kind, vocab, activation, decodes)
 
 
 def _kind(dls: Any, i: int, loss: Any, activation: Any, vocab: Any) -> str:

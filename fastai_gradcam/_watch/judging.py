@@ -22,8 +22,8 @@ from .nested import on_device_of
 from .panel import Panel
 from .tasks import CATEGORY, Task
 
-__all__ = ["BATCH", "LEAST", "MOST", "Judging", "JudgingSet", "confirmed", "images_for", "in_words", "judged"]
-__all__ += ["set_of_panel"]
+__all__ = ["BATCH", "LEAST", "MOST", "Judging", "JudgingSet", "images_for", "in_words", "judged", "set_of_panel"]
+__all__ += ["together"]
 
 MOST, LEAST = 200, ENOUGH
 BATCH = 32
@@ -102,7 +102,7 @@ class Judging:
         self._alarm(verdicts, frame)
 
     def _alarm(self, verdicts: Verdicts, frame: int | None) -> None:
-        rows = confirmed(verdicts)
+        rows = verdicts.shortcuts.to_dict("records") or together(verdicts)
         labels = {row["label"] for row in rows}
         sure = labels if frame is None else labels & self.before
         self.before = labels
@@ -115,10 +115,10 @@ class Judging:
             self.say(in_words(new, "run.findings() and the report"))
 
 
-def confirmed(verdicts: Verdicts) -> list[dict[str, Any]]:
-    'The rows of confirmed shortcuts, or of all classes together (`label` is "") if no class has one alone.'
+def together(verdicts: Verdicts) -> list[dict[str, Any]]:
+    "The confirmed rows of all classes together (`label` is empty), if no class has one alone."
     pooled = verdicts.pooled
-    return verdicts.shortcuts.to_dict("records") or pooled[pooled["verdict"] == "shortcut"].to_dict("records")
+    return [] if len(verdicts.shortcuts) else pooled[pooled["verdict"] == "shortcut"].to_dict("records")
 
 
 def in_words(rows: list[dict[str, Any]], see: str) -> str:
