@@ -16,7 +16,9 @@ from training import differences, state_around
 
 from fastai_gradcam import GradCAMError
 from fastai_gradcam._judge.rule import Row, alike, distance, interval, spread, verdicts_together
-from fastai_gradcam.judge import COLUMNS, PASSES, Rule, Suspicion, interventions, judge
+from fastai_gradcam._judge.trials import Outcomes, Shown
+from fastai_gradcam._net.endings import Endings
+from fastai_gradcam.judge import COLUMNS, PASSES, Rule, Suspicion, Verdicts, _scores, interventions, judge
 
 NAMES = ["rows", "columns", "checks"]
 SIZE, SQUARE = 40, 14
@@ -337,6 +339,25 @@ def test_a_network_that_ends_in_probabilities_is_judged_as_one_of_logits(network
     logits = judge(Tags(), [batch[:2] for batch in pictures("tags", n=48)], NAMES, tests=["exchange"]).table
     found = judge(network, data, NAMES, tests=["exchange"]).table
     assert found["effect"].tolist() == logits["effect"].tolist() == [1, 1, 1]
+
+
+def test_probabilities_are_taken_as_they_are_whatever_made_them():
+    probs = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1]])
+    torch.testing.assert_close(_scores(probs, Endings(nn.Identity())).softmax(1), probs)
+
+
+def test_pictures_of_all_classes_together_are_there_where_more_than_three_classes_are_named():
+    each = [(name, test, 20, 1.0, 0.0, 0.8, 1.0, v) for name in "abcd" for test, v in
+            (("transplant", "shortcut"), ("exchange", "undecided"))]  # fmt: skip
+    outcomes = Outcomes(patches={k: [torch.rand(3, 4, 4)] for k in range(4)})
+    outcomes.shown = {
+        (k, t): [Shown(*torch.rand(2, 3, 8, 8), 1, k)] for k in range(4) for t in ("transplant", "exchange")
+    }
+    pooled = pd.DataFrame([("", "exchange", 80, 1.0, 0.0, 0.8, 1.0, "shortcut")], columns=list(COLUMNS))
+    for n, shown in ((3, 0), (4, 3)):
+        table = pd.DataFrame(each[: 2 * n], columns=list(COLUMNS))
+        pictures_ = Verdicts(table, pooled, outcomes=outcomes, names=list("abcd")).pictures()
+        assert sum(p.test == "exchange" for p in pictures_) == shown
 
 
 class OneScore(Tags):
