@@ -786,3 +786,11 @@ def test_hostile_labels_are_text():
     assert table["text"][names[1]].startswith("a b \"' (4 of 4 images): ")
     assert table["text"][names[2]].startswith("x" * 30 + "…" + "x" * 29 + " (4 of 4 images): ")
     assert table["text"][names[3]].startswith("🐟 שלום (4 of 4 images): ")
+
+
+def test_the_area_of_a_patch_is_known_beside_a_class_that_was_left_out():
+    from fastai_gradcam._findings.tried import tried
+
+    classes = pd.DataFrame([{"label": "", "area": np.nan, "place": ""}, {"label": "a", "area": 0.06, "place": ""}])
+    row = {"label": "", "test": "exchange", "images": 30, "effect": 0.6, "control": 0.1, "verdict": "shortcut"}
+    assert "(6 % of the picture)" in tried(pd.DataFrame([row]), classes)[""]["says"]
